@@ -99,7 +99,7 @@ $(BUILD)/onebit-loopback: $(call obj,$(LOOP_MAIN) $(LOOP_SRC)) $(BUILD)/libexecu
 $(BUILD)/examples/%: $(BUILD)/obj/client/examples/%.o $(BUILD)/libonebit.a
 	$(call program,-luring -lpthread)
 $(BUILD)/tests/%: $(BUILD)/obj/tests/%.o $(call obj,$(LOOP_SRC) $(wildcard tests/lib_*.c)) $(LIBS)
-	$(call program,-luring -lcheck -lsubunit -lpthread -lrt -lm)
+	$(call program,-luring -lcheck_pic -lsubunit -lpthread -lrt -lm)
 
 clean:
 	$(Q)rm -rf build
