@@ -9,22 +9,35 @@ SOVERSION = 0
 CC ?= cc
 AR ?= ar
 OPT ?= -O2 -g
+DESTDIR ?=
 PREFIX ?= /usr
 SYSCONFDIR ?= /etc
+BINDIR ?= $(PREFIX)/bin
+SBINDIR ?= $(PREFIX)/sbin
 LIBDIR ?= $(PREFIX)/lib
-DESTDIR ?=
+INCLUDEDIR ?= $(PREFIX)/include
+MANDIR ?= $(PREFIX)/share/man
+
+# Debian 12's names. make brings itself; git is not needed.
+DEPS    = gcc libc6-dev pkg-config liburing-dev check libsubunit-dev
+DEPS_CI = g++ clang clang-tidy libclang-rt-14-dev cppcheck shellcheck binutils
 
 BUILD = build$(if $(SAN),/$(SAN))
 WARN = -Wall -Wextra -Wshadow -Wpointer-arith -Wstrict-prototypes -Wmissing-prototypes \
        -Wvla -Wundef -Wwrite-strings
 CSTD = -std=c17 -D_GNU_SOURCE
-SANFLAGS = $(if $(SAN),-fsanitize=$(SAN) -fno-omit-frame-pointer $(if $(filter undefined,$(SAN)),-fno-sanitize-recover=all))
+# gcc warns that its thread sanitizer does not see fences: suppressions are the tests' business.
+NO_TSAN_WARN = $(if $(findstring thread,$(SAN)),$(if $(findstring clang,$(CC)),,-Wno-tsan))
+SANFLAGS = $(if $(SAN),-fsanitize=$(SAN) -fno-omit-frame-pointer -fno-sanitize-recover=all $(NO_TSAN_WARN))
+FUZZFLAGS = $(if $(FUZZER),-fsanitize=fuzzer-no-link)
 ALL_CFLAGS = $(CSTD) $(OPT) $(WARN) $(if $(CI),-Werror) -fPIC -ffp-contract=off -fvisibility=hidden \
-             -DONEBIT_VERSION='"$(VERSION)"' $(SANFLAGS) $(CFLAGS)
+             -DONEBIT_VERSION='"$(VERSION)"' $(SANFLAGS) $(FUZZFLAGS) $(CFLAGS)
 ALL_LDFLAGS = -Wl,-z,relro,-z,now $(SANFLAGS) $(LDFLAGS)
 
 Q = $(if $(V),,@)
 say = $(if $(V),,@printf '  %-7s %s\n' '$(1)' '$(2)')
+# A make inside this one: in parallel, unless the outer one decides that.
+JOBS = $(if $(findstring jobserver,$(MAKEFLAGS)),,-j$(shell nproc))
 
 # ---- what there is -------------------------------------------------------------------------------
 
@@ -34,15 +47,18 @@ INC_daemon = -Iuapi -Idaemon
 INC_tests  = -Iuapi -Iclient -Idaemon -Itests
 
 LIB_SRC    = client/libonebit.c $(wildcard client/lib_*.c)
-CLI_SRC    = client/onebit.c $(wildcard client/cmd_*.c client/bench_*.c)
+CLI_SRC    = client/onebit.c $(wildcard client/private.c client/cmd_*.c client/bench_*.c)
 EXEC_SRC   = daemon/executor.c
 # The core makes no system call; the process around it does.
-BROKER_SRC = daemon/attach.c daemon/policy.c daemon/ring.c daemon/journal.c daemon/quota.c \
-             daemon/sched.c daemon/link.c daemon/broker.c
+BROKER_SRC = $(wildcard daemon/attach.c daemon/policy.c daemon/ring.c daemon/journal.c \
+             daemon/quota.c daemon/admit.c daemon/query.c daemon/request.c daemon/sched.c \
+             daemon/link.c daemon/broker.c)
 DAEMON_SRC = $(filter-out $(BROKER_SRC) $(EXEC_SRC),$(wildcard daemon/*.c))
 LOOP_SRC   = tests/loopback.c
 LOOP_MAIN  = tests/loopback_main.c
 TEST_SRC   = $(wildcard tests/test_*.c)
+# What tests link besides the archives.
+TEST_LIB   = $(LOOP_SRC) $(wildcard tests/lib_*.c client/private.c)
 FUZZ_SRC   = $(wildcard tests/fuzz/fuzz_*.c)
 EX_SRC     = $(wildcard client/examples/*.c)
 
@@ -50,16 +66,62 @@ obj = $(patsubst %.c,$(BUILD)/obj/%.o,$(1))
 
 LIBS     = $(BUILD)/libonebit.a $(BUILD)/libbroker.a $(BUILD)/libexecutor.a
 PROGRAMS = $(BUILD)/onebitd $(BUILD)/onebit $(BUILD)/onebit-loopback
-TESTS    = $(patsubst tests/%.c,$(BUILD)/tests/%,$(TEST_SRC))
+TESTS    = $(patsubst tests/%.c,$(BUILD)/tests/%,$(TEST_SRC)) $(BUILD)/tests/old_client
 EXAMPLES = $(patsubst client/examples/%.c,$(BUILD)/examples/%,$(EX_SRC))
+FUZZERS  = $(patsubst tests/fuzz/%.c,$(BUILD)/%,$(FUZZ_SRC))
 
 .DEFAULT_GOAL = all
-.PHONY: all deps tests fuzz bench demo check install uninstall clean help
+.PHONY: all deps deps-ci tests fuzzers fuzz bench demo check install uninstall clean help
 .DELETE_ON_ERROR:
 .SECONDARY:
 
 all: $(LIBS) $(BUILD)/libonebit.so $(PROGRAMS) $(EXAMPLES)
 tests: all $(TESTS)
+
+help:
+	@echo 'make            build everything into build/'
+	@echo 'make check      install what is missing, build, run every test'
+	@echo 'make demo       install what is missing, build, stream an answer'
+	@echo 'make bench      measure the ring on this machine'
+	@echo 'make fuzz       fuzz [FUZZ=attach|ring|config] for [SECONDS=60] each, needs clang'
+	@echo 'make deps       install what building and testing need (apt); deps-ci: what .ci/run needs'
+	@echo 'make install    [DESTDIR=] [PREFIX=$(PREFIX)] [SYSCONFDIR=$(SYSCONFDIR)]; uninstall'
+	@echo 'make clean      remove build/'
+	@echo 'SAN=address|undefined|thread builds into build/SAN; V=1 shows commands; CI=1: -Werror'
+
+# ---- what they do --------------------------------------------------------------------------------
+
+deps:
+	@.ci/deps $(DEPS)
+deps-ci: deps
+	@.ci/deps $(DEPS_CI)
+
+check: deps
+	@$(MAKE) --no-print-directory $(JOBS) tests
+	@tests/run.sh $(BUILD)
+
+demo: deps
+	@$(MAKE) --no-print-directory $(JOBS) all
+	@$(BUILD)/onebit run --private --set 'executor = $(BUILD)/onebit-loopback --delay-us 20000' \
+		--stats 'Tell me a story'
+
+bench: all
+	@$(BUILD)/onebit bench ring
+
+# Into build/fuzz, by clang. New inputs are kept in build/fuzz/corpus, a crash in build/fuzz.
+SECONDS ?= 60
+FUZZ ?= $(patsubst tests/fuzz/fuzz_%.c,%,$(FUZZ_SRC))
+LIMIT = $(if $(RUNS),-runs=$(RUNS),-max_total_time=$(SECONDS))
+fuzz:
+	@$(MAKE) --no-print-directory $(JOBS) CC=clang SAN=address,undefined FUZZER=1 BUILD=build/fuzz fuzzers
+	@for f in $(FUZZ); do \
+		mkdir -p build/fuzz/corpus/$$f; \
+		echo "fuzz_$$f $(LIMIT)"; \
+		build/fuzz/fuzz_$$f $(LIMIT) -verbosity=0 -print_final_stats=1 \
+			-artifact_prefix=build/fuzz/fuzz_$$f- build/fuzz/corpus/$$f \
+			$$(ls -d tests/fuzz/corpus/$$f 2>/dev/null) || exit 1; \
+	done
+fuzzers: $(FUZZERS)
 
 # ---- how it is made ------------------------------------------------------------------------------
 
@@ -90,6 +152,7 @@ $(BUILD)/libonebit.so: $(call obj,$(LIB_SRC)) client/libonebit.map
 	$(call say,LD,$@)
 	$(Q)$(CC) -shared $(filter %.o,$^) $(ALL_LDFLAGS) -Wl,-soname,libonebit.so.$(SOVERSION) \
 		-Wl,--version-script=client/libonebit.map -o $@
+	@ln -sf libonebit.so $@.$(SOVERSION)
 $(BUILD)/onebitd: $(call obj,$(DAEMON_SRC)) $(BUILD)/libbroker.a
 	$(call program,-luring)
 $(BUILD)/onebit: $(call obj,$(CLI_SRC)) $(BUILD)/libonebit.a
@@ -98,10 +161,62 @@ $(BUILD)/onebit-loopback: $(call obj,$(LOOP_MAIN) $(LOOP_SRC)) $(BUILD)/libexecu
 	$(call program,)
 $(BUILD)/examples/%: $(BUILD)/obj/client/examples/%.o $(BUILD)/libonebit.a
 	$(call program,-luring -lpthread)
-$(BUILD)/tests/%: $(BUILD)/obj/tests/%.o $(call obj,$(LOOP_SRC) $(wildcard tests/lib_*.c)) $(LIBS)
+# The client of an earlier release: it sees the frozen header only, by its own #include.
+$(BUILD)/tests/old_client: $(BUILD)/obj/tests/frozen/old_client.o
+	$(call program,)
+$(BUILD)/tests/%: $(BUILD)/obj/tests/%.o $(call obj,$(TEST_LIB)) $(LIBS)
 	$(call program,-luring -lcheck_pic -lsubunit -lpthread -lrt -lm)
+$(BUILD)/fuzz_%: $(BUILD)/obj/tests/fuzz/fuzz_%.o $(BUILD)/libbroker.a
+	$(call program,-fsanitize=fuzzer)
+
+# ---- installing ----------------------------------------------------------------------------------
+
+D = $(DESTDIR)
+PUBLIC = uapi/onebit.h uapi/onebit_codes.h uapi/onebit_ring.h client/libonebit.h
+MAN    = $(wildcard client/man/*.[1-8] daemon/man/*.[1-8])
+UNITS  = $(wildcard udev/*.service udev/*.socket)
+
+install: all
+	install -d "$D$(BINDIR)" "$D$(SBINDIR)" "$D$(LIBDIR)/pkgconfig" "$D$(INCLUDEDIR)/onebit"
+	install -m 755 $(BUILD)/onebit "$D$(BINDIR)"
+	install -m 755 $(BUILD)/onebitd "$D$(SBINDIR)"
+	install -m 644 $(BUILD)/libonebit.a "$D$(LIBDIR)"
+	install -m 755 $(BUILD)/libonebit.so "$D$(LIBDIR)/libonebit.so.$(VERSION)"
+	ln -sf libonebit.so.$(VERSION) "$D$(LIBDIR)/libonebit.so.$(SOVERSION)"
+	ln -sf libonebit.so.$(SOVERSION) "$D$(LIBDIR)/libonebit.so"
+	install -m 644 $(PUBLIC) "$D$(INCLUDEDIR)/onebit"
+	sed -e 's|@PREFIX@|$(PREFIX)|g' -e 's|@LIBDIR@|$(LIBDIR)|g' -e 's|@VERSION@|$(VERSION)|g' \
+		-e 's|@INCLUDEDIR@|$(INCLUDEDIR)|g' client/libonebit.pc.in >"$D$(LIBDIR)/pkgconfig/libonebit.pc"
+	for m in $(MAN); do \
+		install -D -m 644 "$$m" "$D$(MANDIR)/man$${m##*.}/$${m##*/}"; \
+	done
+	for u in $(UNITS); do install -D -m 644 "$$u" "$D$(PREFIX)/lib/systemd/system/$${u##*/}"; done
+	for u in $(wildcard udev/*sysusers*); do \
+		install -D -m 644 "$$u" "$D$(PREFIX)/lib/sysusers.d/onebit.conf"; \
+	done
+	for u in $(wildcard udev/*tmpfiles*); do \
+		install -D -m 644 "$$u" "$D$(PREFIX)/lib/tmpfiles.d/onebit.conf"; \
+	done
+	for u in $(wildcard udev/*.rules); do \
+		install -D -m 644 "$$u" "$D$(PREFIX)/lib/udev/rules.d/$${u##*/}"; \
+	done
+	for c in $(wildcard udev/onebitd.conf daemon/onebitd.conf); do \
+		test -e "$D$(SYSCONFDIR)/onebit/onebitd.conf" || \
+			install -D -m 640 "$$c" "$D$(SYSCONFDIR)/onebit/onebitd.conf"; \
+	done
+
+# All but the configuration, which is the administrator's.
+uninstall:
+	rm -f "$D$(BINDIR)/onebit" "$D$(SBINDIR)/onebitd" "$D$(LIBDIR)"/libonebit.* \
+		"$D$(LIBDIR)/pkgconfig/libonebit.pc" "$D$(PREFIX)/lib/sysusers.d/onebit.conf" \
+		"$D$(PREFIX)/lib/tmpfiles.d/onebit.conf"
+	for f in $(notdir $(PUBLIC)); do rm -f "$D$(INCLUDEDIR)/onebit/$$f"; done
+	-rmdir "$D$(INCLUDEDIR)/onebit"
+	for m in $(notdir $(MAN)); do rm -f "$D$(MANDIR)/man$${m##*.}/$$m"; done
+	for u in $(notdir $(UNITS)); do rm -f "$D$(PREFIX)/lib/systemd/system/$$u"; done
+	for u in $(notdir $(wildcard udev/*.rules)); do rm -f "$D$(PREFIX)/lib/udev/rules.d/$$u"; done
 
 clean:
 	$(Q)rm -rf build
 
--include $(shell find build -name '*.d' 2>/dev/null)
+-include $(shell find $(BUILD)/obj -name '*.d' 2>/dev/null)

@@ -19,6 +19,9 @@
 #define TURN_EVENTS        64u           /* events taken from one executor */
 #define TURN_DISPATCH      16u           /* requests handed to the executor */
 
+/* The stats page is as old as this at most while the loop is busy; before a sleep it is fresh. */
+#define STATS_EVERY_NS     10000000ull
+
 /* A ring with nothing in it for so many turns goes cold, so that turns cost O(busy rings). */
 #define COLD_AFTER_TURNS   64u
 

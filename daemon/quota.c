@@ -1,0 +1,130 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * Principals and their charges. The table is fixed: a crowd of tenants can fill it, and then new
+ * ones are refused rather than old ones forgotten while they are charged for something.
+ */
+#include "quota.h"
+
+#include <assert.h>
+#include <string.h>
+
+#define SCAN_MAX 64u /* places looked at for one to forget: bounded work a call */
+
+static uint32_t hash(uint32_t uid, uint64_t tenant)
+{
+	uint64_t h = (tenant ^ ((uint64_t)uid << 32) ^ uid) * 0x9e3779b97f4a7c15ull;
+
+	return (uint32_t)(h >> 32) % PRINCIPALS_MAX;
+}
+
+void quota_init(struct quota *q, const struct policy *policy)
+{
+	memset(q, 0, sizeof(*q));
+	q->policy = policy;
+	for (uint32_t i = 0; i < PRINCIPALS_MAX; i++)
+		q->bucket[i] = PRINCIPAL_NONE;
+}
+
+const struct policy_limits *quota_limits(const struct quota *q, uint32_t who)
+{
+	return policy_of(q->policy, q->p[who].uid);
+}
+
+static int64_t capacity_milli(const struct quota *q, uint32_t who)
+{
+	return (int64_t)quota_limits(q, who)->tokens_per_second * 1000;
+}
+
+static void refill(struct quota *q, uint32_t who, uint64_t now_ns)
+{
+	struct principal *p = &q->p[who];
+	int64_t full = capacity_milli(q, who);
+	uint64_t ns = now_ns - p->refilled_ns;
+
+	if (ns > 1000000000ull) /* one second fills the bucket; further back only debt matters */
+		ns = ns > 3600000000000ull ? 3600000000000ull : ns;
+	/* rate <= 2^32, ns <= 3.6e12: in 128 bits */
+	p->tokens_milli += (int64_t)((__int128)full * (int64_t)ns / 1000000000);
+	if (p->tokens_milli > full)
+		p->tokens_milli = full;
+	p->refilled_ns = now_ns;
+}
+
+static void forget(struct quota *q, uint32_t who)
+{
+	uint32_t *link = &q->bucket[hash(q->p[who].uid, q->p[who].tenant)];
+
+	while (*link != who)
+		link = &q->p[*link].next;
+	*link = q->p[who].next;
+	q->p[who].used = false;
+}
+
+static uint32_t place(struct quota *q, uint64_t now_ns)
+{
+	for (uint32_t i = 0; i < SCAN_MAX; i++) {
+		uint32_t who = q->scan++ % PRINCIPALS_MAX;
+
+		if (!q->p[who].used)
+			return who;
+		if (q->p[who].refs)
+			continue;
+		refill(q, who, now_ns);
+		if (q->p[who].tokens_milli >= capacity_milli(q, who)) {
+			forget(q, who);
+			return who;
+		}
+	}
+	return PRINCIPAL_NONE;
+}
+
+uint32_t quota_ref(struct quota *q, uint32_t uid, uint64_t tenant, uint64_t now_ns)
+{
+	uint32_t b = hash(uid, tenant), who;
+	struct principal *p;
+
+	for (who = q->bucket[b]; who != PRINCIPAL_NONE; who = q->p[who].next)
+		if (q->p[who].uid == uid && q->p[who].tenant == tenant) {
+			q->p[who].refs++;
+			return who;
+		}
+	who = place(q, now_ns);
+	if (who == PRINCIPAL_NONE)
+		return who;
+	p = &q->p[who];
+	memset(p, 0, sizeof(*p));
+	p->used = true;
+	p->uid = uid;
+	p->tenant = tenant;
+	p->refs = 1;
+	p->refilled_ns = now_ns;
+	p->tokens_milli = capacity_milli(q, who);
+	p->next = q->bucket[b];
+	q->bucket[b] = who;
+	return who;
+}
+
+void quota_unref(struct quota *q, uint32_t who)
+{
+	assert(q->p[who].refs);
+	q->p[who].refs--;
+}
+
+uint32_t quota_tokens_wait_ms(struct quota *q, uint32_t who, uint64_t now_ns)
+{
+	int64_t rate = capacity_milli(q, who), ms;
+
+	if (!rate)
+		return 0;
+	refill(q, who, now_ns);
+	if (q->p[who].tokens_milli > 0)
+		return 0;
+	ms = (1000 - q->p[who].tokens_milli) * 1000 / rate + 1;
+	return ms > 3600000 ? 3600000 : (uint32_t)ms;
+}
+
+void quota_tokens_charge(struct quota *q, uint32_t who, uint32_t n)
+{
+	q->p[who].tokens_milli -= (int64_t)n * 1000;
+	q->p[who].served += n;
+}

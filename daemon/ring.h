@@ -1,0 +1,79 @@
+/* SPDX-License-Identifier: MIT */
+#ifndef RING_H
+#define RING_H
+
+#include <stdbool.h>
+#include <stdint.h>
+#include "attach.h"
+#include "onebit.h"
+
+/*
+ * The daemon's end of one client's rings.
+ *
+ * The CLIENT region may change between any two of our instructions: ring_pop(), ring_room(),
+ * ring_need() and ring_copy_in() are the only functions that read it. The DAEMON region is written
+ * here and never read back. Owned by its struct client; one thread.
+ */
+struct ring {
+	/* shared, written by the client */
+	uint32_t *sq_tail;
+	uint32_t *cq_head;
+	struct onebit_wake *wake;
+	const struct onebit_sqe *sqes;
+	const uint8_t *arena;
+	/* shared, written by us */
+	uint32_t *sq_head;
+	struct onebit_state *state;
+	uint32_t *cq_tail;
+	struct onebit_cqe *cqes;
+	uint8_t *out;
+	/* ours, so that the client cannot move them */
+	uint32_t sq_entries, cq_entries;
+	uint32_t arena_bytes, out_bytes;
+	uint32_t head;      /* of the SQ: next entry to take */
+	uint32_t tail_seen; /* entries below it are known to be there */
+	uint32_t released;  /* what sq_head says */
+	uint32_t tail;      /* of the CQ: next entry to write */
+	uint32_t told;      /* what cq_tail says */
+	uint32_t head_seen; /* CQEs below it are known to be reaped */
+	uint32_t flags;     /* what state.flags says */
+};
+
+enum { RING_EMPTY = 1 };
+
+/* Lay the ring over two zeroed regions and write their first values. */
+void ring_init(struct ring *r, const struct attach *a, void *client_region, void *daemon_region);
+/* Fill the offsets of the welcome. */
+void ring_welcome(const struct ring *r, const struct attach *a, struct onebit_welcome *w);
+
+/*
+ * Is there an entry? 0: yes. RING_EMPTY. -EPROTO: the tail ran ahead of what the ring can hold,
+ * *ahead by so many; the caller detaches the client.
+ */
+int ring_poll(struct ring *r, uint32_t *ahead);
+/* Copy the oldest entry out, after ring_poll() said 0. The copy is all there is from now on. */
+void ring_pop(struct ring *r, struct onebit_sqe *out);
+/* Tell the client which entries are free again: once a drain. */
+void ring_release(struct ring *r);
+
+/* CQ entries that can be written now; reads the client's head only if `want` may not fit. */
+uint32_t ring_room(struct ring *r, uint32_t want);
+/* Write a CQE; there must be room. Returns its index. Seen by the client after ring_publish(). */
+uint32_t ring_push(struct ring *r, const struct onebit_cqe *cqe);
+/* Is the CQE with this index still unreaped? */
+bool ring_unreaped(struct ring *r, uint32_t index);
+/* Make what was pushed visible. The caller fences, then asks ring_need(). */
+void ring_publish(struct ring *r);
+/* ONEBIT_WAKE_* the client asks for; anything else it wrote is ignored. */
+uint32_t ring_need(const struct ring *r);
+/* The CPU the client says it runs on, + 1; 0: not told. */
+uint32_t ring_client_cpu(const struct ring *r);
+void ring_flags(struct ring *r, uint32_t flags);
+
+/* Copy len bytes of the arena, whose range was checked, out to where they can be judged. */
+void ring_copy_in(const struct ring *r, uint32_t off, void *dst, uint32_t len);
+
+/* Copy memory another process may be writing, in words: no byte is read twice. */
+void copy_shared(void *dst, const void *src, uint32_t len);
+
+#endif
