@@ -238,7 +238,7 @@ static bool check_service(struct broker *b, const struct onebit_sqe *e, struct r
 	if (b->active == LINK_NONE)
 		return no_for_now(why, ONEBIT_E_NO_MODEL, ONEBIT_EXEC_NONE, 1000);
 	l = &b->link[b->active];
-	if (l->failures >= START_FAILURES_MAX)
+	if (l->failures >= START_FAILURES_MAX && l->state != LINK_READY)
 		return no_for_now(why, ONEBIT_E_EXECUTOR_DOWN, l->failures,
 				  ms_until(b, l->retry_ns));
 	if (l->hello.version && !(l->hello.ops >> e->op & 1))
@@ -355,7 +355,7 @@ static bool admit_block(struct broker *b, struct client *c, const struct onebit_
 		quota_unref(&b->quota, who);
 		return false;
 	}
-	cap = e->op == ONEBIT_OP_GENERATE ? p.max_tokens : 0;
+	cap = rec_cap ? p.max_tokens : 0;
 	bytes = ((uint64_t)e->in_len + 7) / 8 * 8 + sizeof(*entry) + (uint64_t)p.n_choices * cap * 4;
 	entry = bytes <= b->journal.bytes ? journal_take(&b->journal, (uint32_t)bytes) : NULL;
 	if (!entry) {
@@ -495,13 +495,14 @@ static bool admin(struct broker *b, struct client *c, const struct onebit_sqe *e
 	}
 	if (e->arg == ONEBIT_ADMIN_LOAD && b->active != LINK_NONE)
 		return no(why, ONEBIT_E_BAD_FIELD, SQE_AT(arg));
-	i = b->active == 0 ? 1 : 0;
-	l = &b->link[i];
-	if (l->state != LINK_IDLE || l->n_bound || l->admin != NONE)
+	for (i = 0; i < LINKS && (b->link[i].state != LINK_IDLE || b->link[i].n_bound); i++)
+		;
+	if (i == LINKS) /* the model before the last is still finishing its requests */
 		return no_for_now(why, ONEBIT_E_REQUESTS_FULL, LINKS, 1000);
 	if (b->free_request == NONE)
 		return no_for_now(why, ONEBIT_E_REQUESTS_FULL, b->policy.max_requests, 100);
 
+	l = &b->link[i];
 	memset(l->model, 0, sizeof(l->model));
 	ring_copy_in(&c->ring, e->in_off, l->model, e->in_len);
 	*copied += e->in_len;

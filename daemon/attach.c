@@ -120,7 +120,8 @@ int attach_parse(const void *msg, size_t len, struct attach *a, struct onebit_er
 	r.abi_minor = (uint16_t)(h.abi_minor < minor ? h.abi_minor : minor);
 
 	r.sq_entries = h.sq_entries ? h.sq_entries : ONEBIT_SQ_ENTRIES_DEFAULT;
-	if (!is_pow2(r.sq_entries) || r.sq_entries > ONEBIT_SQ_ENTRIES_MAX)
+	if (!is_pow2(r.sq_entries) || r.sq_entries < ONEBIT_SQ_ENTRIES_MIN ||
+	    r.sq_entries > ONEBIT_SQ_ENTRIES_MAX)
 		return refuse_field(why, offsetof(struct onebit_hello, sq_entries));
 	r.cq_entries = h.cq_entries ? h.cq_entries : 2 * r.sq_entries;
 	if (!is_pow2(r.cq_entries) || r.cq_entries > ONEBIT_CQ_ENTRIES_MAX ||

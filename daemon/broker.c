@@ -81,13 +81,17 @@ struct broker *broker_new(const struct broker_setup *setup)
 	    journal_init(&b->journal, setup->journal, b->policy.journal_bytes) < 0)
 		return broker_free(b);
 	quota_init(&b->quota, &b->policy);
-	b->free_request = NONE;
+	b->free_request = b->free_client = NONE;
+	for (uint32_t i = b->policy.max_clients; i-- > 0;) {
+		b->clients[i].next = b->free_client;
+		b->free_client = i;
+	}
 	for (uint32_t i = b->policy.max_requests; i-- > 0;) {
 		b->requests[i].next = b->free_request;
 		b->free_request = i;
 	}
 	b->wait_first = b->wait_last = NONE;
-	b->next_deadline = UINT64_MAX;
+	b->next_deadline = b->unmute_at = UINT64_MAX;
 	b->active = LINK_NONE;
 	b->start_ns = broker_now(b);
 	for (unsigned i = 0; i < LINKS; i++)
@@ -160,9 +164,8 @@ int broker_admit(struct broker *b, uint32_t uid, const struct attach *a, uint32_
 	may |= lim->admin ? ONEBIT_FEAT_ADMIN : 0;
 	if (a->required & ~may)
 		return refuse_client(b, why, ONEBIT_E_BAD_FEATURE, a->required & ~may, 0);
-	for (i = 0; i < b->policy.max_clients && b->clients[i].state != CLIENT_FREE; i++)
-		;
-	if (i == b->policy.max_clients)
+	i = b->free_client;
+	if (i == NONE)
 		return refuse_client(b, why, ONEBIT_E_CLIENTS_FULL, b->policy.max_clients, 1000);
 	who = quota_ref(&b->quota, uid, 0, b->now);
 	if (who == PRINCIPAL_NONE)
@@ -177,6 +180,7 @@ int broker_admit(struct broker *b, uint32_t uid, const struct attach *a, uint32_
 		return refuse_client(b, why, ONEBIT_E_Q_BYTES, lim->max_bytes, 1000);
 	}
 	c = &b->clients[i];
+	b->free_client = c->next;
 	memset(c, 0, sizeof(*c));
 	c->state = CLIENT_ADMITTED;
 	c->who = who;
@@ -288,6 +292,8 @@ void broker_detach(struct broker *b, uint32_t client)
 	b->stats.detached++;
 	quota_unref(&b->quota, c->who);
 	c->state = CLIENT_FREE;
+	c->next = b->free_client;
+	b->free_client = client;
 	b->attention = true; /* executor slots to ask back, statistics to tell */
 }
 
@@ -393,6 +399,16 @@ static bool can_tell_held(struct broker *b, struct client *c)
 	return false;
 }
 
+/* Would a turn get anywhere with it? */
+static bool has_work(struct broker *b, struct client *c)
+{
+	uint32_t ahead;
+
+	if (c->blocked ? has_room(c) : ring_poll(&c->ring, &ahead) != RING_EMPTY)
+		return true;
+	return can_tell_held(b, c);
+}
+
 /* Spin on for a client that submits often, was allowed to, and runs on another CPU. */
 static void note_activity(struct broker *b, struct client *c)
 {
@@ -456,13 +472,12 @@ static bool drain(struct broker *b, struct client *c)
 void broker_doorbell(struct broker *b, uint32_t client)
 {
 	struct client *c = &b->clients[client];
-	uint32_t ahead;
 
 	if (c->state != CLIENT_ATTACHED || c->muted)
 		return;
 	b->stats.doorbells++;
 	/* Ringing for nothing costs us a wake-up: who does it too often is not listened to a while. */
-	if (ring_poll(&c->ring, &ahead) == RING_EMPTY && !c->n_held) {
+	if (!has_work(b, c)) {
 		uint64_t now = broker_now(b);
 
 		b->stats.spurious_doorbells++;
@@ -476,6 +491,8 @@ void broker_doorbell(struct broker *b, uint32_t client)
 			c->muted = true;
 			c->muted_until = now + SPURIOUS_REST_NS;
 			b->n_muted++;
+			if (c->muted_until < b->unmute_at)
+				b->unmute_at = c->muted_until;
 			b->s.env.mute_client(b->s.env.ctx, client, true);
 			return;
 		}
@@ -517,11 +534,17 @@ static void expire(struct broker *b)
 
 static void unmute(struct broker *b)
 {
+	b->unmute_at = UINT64_MAX;
 	for (uint32_t i = 0; i < b->policy.max_clients && b->n_muted; i++) {
 		struct client *c = &b->clients[i];
 
-		if (c->state != CLIENT_ATTACHED || !c->muted || c->muted_until > b->now)
+		if (c->state != CLIENT_ATTACHED || !c->muted)
 			continue;
+		if (c->muted_until > b->now) {
+			if (c->muted_until < b->unmute_at)
+				b->unmute_at = c->muted_until;
+			continue;
+		}
 		c->muted = false;
 		c->doorbells = SPURIOUS_MAX / 2; /* on parole */
 		c->window_ns = b->now;
@@ -601,7 +624,7 @@ bool broker_turn(struct broker *b)
 	if (b->n_requests || b->attention || ++b->turns % CLOCK_EVERY == 0) {
 		broker_now(b);
 		b->attention = false;
-		if (b->n_muted)
+		if (b->unmute_at <= b->now)
 			unmute(b);
 		if (b->next_deadline <= b->now)
 			expire(b);
@@ -631,7 +654,6 @@ void broker_cpu(struct broker *b, uint32_t cpu)
 static bool go_cold(struct broker *b, uint32_t idle_turns)
 {
 	bool pending = false;
-	uint32_t ahead;
 
 	for (uint32_t i = 0; i < b->n_hot; i++) {
 		struct client *c = &b->clients[b->hot[i]];
@@ -647,15 +669,12 @@ static bool go_cold(struct broker *b, uint32_t idle_turns)
 	onebit_fence();
 	for (uint32_t i = 0; i < b->n_hot;) {
 		struct client *c = &b->clients[b->hot[i]];
-		bool found;
 
 		if (!(c->ring.flags & ONEBIT_SQ_NEED_WAKEUP)) {
 			i++;
 			continue;
 		}
-		found = c->blocked ? has_room(c) : ring_poll(&c->ring, &ahead) != RING_EMPTY;
-		found |= can_tell_held(b, c);
-		if (found) {
+		if (has_work(b, c)) {
 			pending = true;
 			c->idle_turns = 0;
 			ring_flags(&c->ring, 0);
@@ -697,10 +716,8 @@ bool broker_sleep(struct broker *b, uint64_t *until_ns)
 		if (t < *until_ns)
 			*until_ns = t;
 	}
-	for (uint32_t i = 0; i < b->policy.max_clients && b->n_muted; i++)
-		if (b->clients[i].muted && b->clients[i].state == CLIENT_ATTACHED &&
-		    b->clients[i].muted_until < *until_ns)
-			*until_ns = b->clients[i].muted_until;
+	if (b->unmute_at < *until_ns)
+		*until_ns = b->unmute_at;
 	if (*until_ns != UINT64_MAX)
 		b->attention = true; /* whatever wakes us, look at the timers */
 	b->slept = true;

@@ -26,6 +26,7 @@ enum client_state { CLIENT_FREE, CLIENT_ADMITTED, CLIENT_ATTACHED };
 
 struct client {
 	enum client_state state;
+	uint32_t next; /* in the free list */
 	uint32_t who; /* principal */
 	uint64_t bytes; /* charged */
 	uint64_t features;
@@ -137,7 +138,7 @@ struct broker {
 	struct journal journal;
 	struct client *clients;
 	struct request *requests;
-	uint32_t free_request;
+	uint32_t free_client, free_request;
 	uint32_t n_requests;
 	uint32_t wait_first, wait_last, n_waiting;
 	uint32_t *hot, n_hot;
@@ -159,6 +160,7 @@ struct broker {
 	bool attention; /* links want a look in this turn */
 	bool state_changed; /* clients' state words are to be rewritten */
 	uint32_t n_muted;
+	uint64_t unmute_at; /* not later than the first muted client's time */
 	struct onebit_stats stats;
 	struct onebit_incident incidents[INCIDENTS_MAX];
 	uint64_t n_incidents;
@@ -210,6 +212,7 @@ void request_end(struct broker *b, struct request *r, enum onebit_code code, int
 void request_orphan(struct broker *b, struct request *r);
 void request_free(struct broker *b, struct request *r); /* an orphan that no executor holds */
 uint64_t request_tokens(const struct request *r); /* delivered, of all choices */
+bool request_has_records(const struct request *r);
 
 /* ---- sched.c ---- */
 /* The waiting request that link should run next, or NULL. */

@@ -166,6 +166,12 @@ static void idle(struct broker *b, unsigned i)
 {
 	struct link *l = &b->link[i];
 
+	if (l->admin != NONE) { /* somebody waits to hear that it serves */
+		struct request *r = &b->requests[l->admin];
+
+		l->admin = NONE;
+		request_end(b, r, ONEBIT_E_EXECUTOR_DOWN, 0, 1, 0);
+	}
 	l->state = LINK_IDLE;
 	l->retire = false;
 	l->failures = 0;
@@ -197,13 +203,9 @@ void link_exited(struct broker *b, unsigned i, int status)
 	b->stats.executor_deaths++;
 	broker_log(b, BROKER_WARN, "event=executor-exit link=%u generation=%u status=%d running=%u",
 		   i, l->generation, status, l->n_running);
-	if (l->admin != NONE && b->active != (int)i) { /* a swap that did not come to life */
-		struct request *r = &b->requests[l->admin];
-
-		broker_incident(b, ONEBIT_E_EXECUTOR_DOWN, r, "model not loaded: executor status %d",
-				status);
-		l->admin = NONE;
-		request_end(b, r, ONEBIT_E_EXECUTOR_DOWN, 0, 1, 0);
+	if (b->active != (int)i && !l->hello.version) { /* a swap that did not come to life */
+		broker_incident(b, ONEBIT_E_EXECUTOR_DOWN, NULL,
+				"model %s not loaded: executor status %d", l->model, status);
 		idle(b, i);
 		return;
 	}
@@ -325,6 +327,7 @@ static void dispatch(struct broker *b, unsigned i)
 		if (!r->queue_ns)
 			r->queue_ns = b->now;
 		r->state = REQUEST_RUNNING;
+		r->n_data = 0; /* such an answer is sent again from its start */
 		r->slot = s;
 		r->cancel_sent = false;
 		r->event_ns = b->now;
@@ -503,7 +506,7 @@ static void tokens(struct broker *b, unsigned i, struct request *r, const struct
 	uint32_t used = 0, size, n;
 	int ret = 0;
 
-	if (r->op != ONEBIT_OP_GENERATE || ev->choice >= r->n_choices)
+	if (!request_has_records(r) || ev->choice >= r->n_choices)
 		return lie(b, i, "tokens for no such choice", ev);
 	done = &r->entry->done[ev->choice];
 	if (done->finish || ev->first != done->n || ev->n > r->entry->tokens_cap - done->n ||
@@ -553,7 +556,7 @@ static void data(struct broker *b, unsigned i, struct request *r, const struct e
 {
 	struct client *c = client_of(b, r);
 
-	if (r->op == ONEBIT_OP_GENERATE || r->n_data > ONEBIT_AREA_MAX)
+	if (request_has_records(r) || r->n_data > ONEBIT_AREA_MAX)
 		return lie(b, i, "data for an operation that has none", ev);
 	if (ev->data_len <= r->out_len && r->n_data <= r->out_len - ev->data_len)
 		copy_shared(c->ring.out + r->out_off + r->n_data, data_of(b, i, ev), ev->data_len);
@@ -589,7 +592,7 @@ static void end(struct broker *b, unsigned i, struct request *r, const struct ex
 	if (!orphan) {
 		if (!may_end_with(ev->code))
 			return lie(b, i, "an end for no reason", ev);
-		if (ev->code == ONEBIT_E_OK && r->op == ONEBIT_OP_GENERATE)
+		if (ev->code == ONEBIT_E_OK && request_has_records(r))
 			for (uint32_t k = 0; k < r->n_choices; k++)
 				if (!r->entry->done[k].finish)
 					return lie(b, i, "an end before every choice ended", ev);
@@ -627,7 +630,7 @@ static void replayed(struct broker *b, unsigned i, struct request *r, const stru
 	struct link *l = &b->link[i];
 	uint32_t n;
 
-	if (r->op != ONEBIT_OP_GENERATE || ev->choice >= r->n_choices ||
+	if (!request_has_records(r) || ev->choice >= r->n_choices ||
 	    !(n = r->entry->done[ev->choice].n) || ev->first != n - 1)
 		return lie(b, i, "a replay of what was not", ev);
 	if (journal_tokens(r->entry, ev->choice)[n - 1] != ev->detail) {
@@ -815,7 +818,8 @@ void link_run(struct broker *b, unsigned i)
 	link_need_kick(b, i, false); /* we are looking; broker_sleep() says otherwise in time */
 	drain(b, i);
 	timers(b, i);
-	if (l->state == LINK_READY && !l->n_bound && (l->retire || b->draining))
+	if ((l->state == LINK_READY || l->state == LINK_STARTING) && !l->n_bound &&
+	    (l->retire || b->draining))
 		stop(b, i);
 	else if (l->state == LINK_BACKOFF && !l->n_bound && (l->retire || b->draining))
 		idle(b, i);

@@ -86,7 +86,7 @@ void request_unwait(struct broker *b, struct request *r)
 	r->charge = 0;
 }
 
-static bool has_records(const struct request *r)
+bool request_has_records(const struct request *r)
 {
 	return r->op == ONEBIT_OP_GENERATE || r->op == ONEBIT_OP_SCORE;
 }
@@ -95,7 +95,7 @@ uint64_t request_tokens(const struct request *r)
 {
 	uint64_t n = 0;
 
-	if (r->op == ONEBIT_OP_GENERATE)
+	if (request_has_records(r))
 		for (uint32_t i = 0; i < r->n_choices; i++)
 			n += r->entry->done[i].n;
 	return n;
@@ -249,7 +249,7 @@ void request_end(struct broker *b, struct request *r, enum onebit_code code, int
 	struct onebit_error e;
 
 	assert(c);
-	if (has_records(r))
+	if (request_has_records(r))
 		write_summary(b, r, c, code);
 	if (code != ONEBIT_E_OK) {
 		error_fill(&e, code, detail, retry_ms);

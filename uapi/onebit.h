@@ -46,6 +46,7 @@
 /* ---- limits that are part of the contract (the rest: ONEBIT_QUERY_LIMITS) ------------------ */
 
 #define ONEBIT_SQ_ENTRIES_DEFAULT 64u
+#define ONEBIT_SQ_ENTRIES_MIN     2u
 #define ONEBIT_SQ_ENTRIES_MAX     1024u
 #define ONEBIT_CQ_ENTRIES_MAX     4096u  /* at least twice the SQ's */
 #define ONEBIT_AREA_DEFAULT       (256u << 10)
@@ -79,7 +80,7 @@
 /*
  * Client to daemon, the first and only message before the welcome. Refused: another magic or
  * major; a size that is not this one (there is no longer one yet); a feature required that is not
- * known; entries that are not a power of two; areas that are not a multiple of 4096; anything
+ * known; entries that are not a power of two or out of their bounds; areas that are not a multiple of 4096; anything
  * above its maximum; flags or reserved not zero. Zero entries or bytes mean the default.
  */
 struct onebit_hello {
