@@ -41,23 +41,29 @@ const char *error_name(enum onebit_code code)
 	return row_of(code)->name;
 }
 
-void error_fill(struct onebit_error *e, enum onebit_code code, uint64_t detail,
-		uint32_t retry_after_ms)
+void error_class(struct onebit_error *e, enum onebit_code code, uint64_t detail,
+		 uint32_t retry_after_ms)
 {
 	const struct code_row *row = row_of(code);
 
-	memset(e, 0, sizeof(*e));
 	e->err = row->err;
 	e->code = row->nr;
 	e->layer = row->layer;
 	e->retryable = row->retryable;
 	e->retry_after_ms = row->retryable ? retry_after_ms : 0;
 	e->detail = detail;
+}
+
+void error_fill(struct onebit_error *e, enum onebit_code code, uint64_t detail,
+		uint32_t retry_after_ms)
+{
+	memset(e, 0, sizeof(*e));
+	error_class(e, code, detail, retry_after_ms);
 #pragma GCC diagnostic push
 #pragma GCC diagnostic ignored "-Wformat-nonliteral"
 #pragma GCC diagnostic ignored "-Wformat-truncation"
 	/* The sentence may be longer than the field; libonebit has it whole. */
-	snprintf(e->text, sizeof(e->text), row->text, (unsigned long long)detail);
+	snprintf(e->text, sizeof(e->text), row_of(code)->text, (unsigned long long)detail);
 #pragma GCC diagnostic pop
 }
 

@@ -38,6 +38,9 @@ int attach_parse(const void *msg, size_t len, struct attach *a, struct onebit_er
 /* Fill an error: class, layer, retryability and text come from the code's row in onebit_codes.h. */
 void error_fill(struct onebit_error *e, enum onebit_code code, uint64_t detail,
 		uint32_t retry_after_ms);
+/* The same without the text and without touching the rest: for CQEs. */
+void error_class(struct onebit_error *e, enum onebit_code code, uint64_t detail,
+		 uint32_t retry_after_ms);
 /* Symbolic name of a code, for logs. */
 const char *error_name(enum onebit_code code);
 

@@ -314,39 +314,47 @@ static void throw_out(struct broker *b, struct client *c, enum onebit_code code,
 
 /* ---- completions ----------------------------------------------------------------------------- */
 
-void client_push(struct broker *b, struct client *c, const struct onebit_cqe *cqe)
+struct onebit_cqe *client_push(struct broker *b, struct client *c, uint64_t user_data,
+			       int32_t res, uint16_t flags)
 {
-	ring_push(&c->ring, cqe);
+	struct onebit_cqe *cqe = ring_push(&c->ring);
+
 	b->stats.cqes++;
 	if (!c->dirty) {
 		c->dirty = true;
 		b->dirty[b->n_dirty++] = client_index(b, c);
 	}
+	cqe->user_data = user_data;
+	cqe->res = res;
+	cqe->flags = flags;
+	cqe->choice = 0;
+	memset(&cqe->u, 0, sizeof(cqe->u));
+	return cqe;
+}
+
+void cqe_fail(struct onebit_cqe *cqe, enum onebit_code code, uint64_t detail, uint32_t retry_ms)
+{
+	struct onebit_error e;
+
+	error_class(&e, code, detail, retry_ms);
+	cqe->res = e.err;
+	cqe->u.end.code = e.code;
+	cqe->u.end.layer = e.layer;
+	cqe->u.end.retryable = e.retryable;
+	cqe->u.end.retry_after_ms = e.retry_after_ms;
+	cqe->u.end.detail = detail;
 }
 
 void client_complete(struct broker *b, struct client *c, uint64_t user_data, int32_t res,
 		     uint64_t detail)
 {
-	struct onebit_cqe cqe = { .user_data = user_data, .res = res };
-
-	cqe.u.end.detail = detail;
-	client_push(b, c, &cqe);
+	client_push(b, c, user_data, res, 0)->u.end.detail = detail;
 }
 
 void client_refuse(struct broker *b, struct client *c, uint64_t user_data, enum onebit_code code,
 		   uint64_t detail, uint32_t retry_ms)
 {
-	struct onebit_cqe cqe = { .user_data = user_data };
-	struct onebit_error e;
-
-	error_fill(&e, code, detail, retry_ms);
-	cqe.res = e.err;
-	cqe.u.end.code = e.code;
-	cqe.u.end.layer = e.layer;
-	cqe.u.end.retryable = e.retryable;
-	cqe.u.end.retry_after_ms = e.retry_after_ms;
-	cqe.u.end.detail = detail;
-	client_push(b, c, &cqe);
+	cqe_fail(client_push(b, c, user_data, 0, 0), code, detail, retry_ms);
 }
 
 static void publish(struct broker *b)

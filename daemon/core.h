@@ -179,7 +179,11 @@ static inline uint32_t request_index(const struct broker *b, const struct reques
 /* ---- broker.c ---- */
 uint64_t broker_now(struct broker *b); /* read the clock */
 uint32_t broker_state(const struct broker *b); /* ONEBIT_STATE_* */
-void client_push(struct broker *b, struct client *c, const struct onebit_cqe *cqe);
+/* The next CQE of a client, with all but what is given zero; write only. */
+struct onebit_cqe *client_push(struct broker *b, struct client *c, uint64_t user_data,
+			       int32_t res, uint16_t flags);
+/* Make a CQE the end of something refused or failed. */
+void cqe_fail(struct onebit_cqe *cqe, enum onebit_code code, uint64_t detail, uint32_t retry_ms);
 /* The terminal of an SQE that made no request. */
 void client_complete(struct broker *b, struct client *c, uint64_t user_data, int32_t res,
 		     uint64_t detail);

@@ -126,7 +126,8 @@ static uint32_t untold(const struct request *r, uint32_t choice)
 void request_progress(struct broker *b, struct request *r)
 {
 	struct client *c = client_of(b, r);
-	struct onebit_cqe cqe = { .user_data = r->user_data, .flags = ONEBIT_CQE_MORE };
+	uint16_t flags = ONEBIT_CQE_MORE;
+	struct onebit_cqe *cqe;
 	uint32_t i, n = 0, more = 0;
 
 	if (!c)
@@ -141,37 +142,35 @@ void request_progress(struct broker *b, struct request *r)
 		hold(b, r, true);
 		return;
 	}
-	if (!r->accepted_told) {
-		cqe.flags |= ONEBIT_CQE_ACCEPTED;
-		r->accepted_told = true;
-	}
-	if (r->replayed) {
-		cqe.flags |= ONEBIT_CQE_REPLAYED;
-		r->replayed = false;
-	}
+	if (!r->accepted_told)
+		flags |= ONEBIT_CQE_ACCEPTED;
+	if (r->replayed)
+		flags |= ONEBIT_CQE_REPLAYED;
+	r->accepted_told = true;
+	r->replayed = false;
+	r->cqe_index = c->ring.tail;
+	r->unreaped = true;
+	cqe = client_push(b, c, r->user_data, 0, flags);
 	if (i < r->n_choices) {
 		n = untold(r, i);
 		if (n > UINT16_MAX) {
 			n = UINT16_MAX;
 			r->c[i].text_len = 9;
 		}
-		cqe.choice = (uint16_t)i;
-		cqe.res = (int32_t)n;
-		cqe.u.progress.first = r->c[i].told;
-		cqe.u.progress.n = (uint16_t)n;
+		cqe->choice = (uint16_t)i;
+		cqe->res = (int32_t)n;
+		cqe->u.progress.first = r->c[i].told;
+		cqe->u.progress.n = (uint16_t)n;
 		if (r->c[i].text_len <= 8 && (c->features & ONEBIT_FEAT_INLINE)) {
-			cqe.flags |= ONEBIT_CQE_INLINE;
-			cqe.u.progress.text_len = r->c[i].text_len;
-			memcpy(cqe.u.progress.text, r->c[i].text, r->c[i].text_len);
+			cqe->flags = flags | ONEBIT_CQE_INLINE;
+			cqe->u.progress.text_len = r->c[i].text_len;
+			memcpy(cqe->u.progress.text, r->c[i].text, r->c[i].text_len);
 		}
 		r->c[i].told += n;
 		r->c[i].text_len = 0;
 		for (uint32_t k = i; k < r->n_choices; k++)
 			more += untold(r, k);
 	}
-	r->cqe_index = c->ring.tail;
-	r->unreaped = true;
-	client_push(b, c, &cqe);
 	hold(b, r, more != 0);
 }
 
@@ -245,24 +244,16 @@ void request_end(struct broker *b, struct request *r, enum onebit_code code, int
 		 uint64_t detail, uint32_t retry_ms)
 {
 	struct client *c = client_of(b, r);
-	struct onebit_cqe cqe = { .user_data = r->user_data, .res = res };
-	struct onebit_error e;
+	struct onebit_cqe *cqe;
 
 	assert(c);
 	if (request_has_records(r))
 		write_summary(b, r, c, code);
-	if (code != ONEBIT_E_OK) {
-		error_fill(&e, code, detail, retry_ms);
-		cqe.res = e.err;
-		cqe.u.end.code = e.code;
-		cqe.u.end.layer = e.layer;
-		cqe.u.end.retryable = e.retryable;
-		cqe.u.end.retry_after_ms = e.retry_after_ms;
-	}
-	if (r->replayed)
-		cqe.flags |= ONEBIT_CQE_REPLAYED;
-	cqe.u.end.detail = detail;
-	client_push(b, c, &cqe);
+	cqe = client_push(b, c, r->user_data, res, r->replayed ? ONEBIT_CQE_REPLAYED : 0);
+	if (code != ONEBIT_E_OK)
+		cqe_fail(cqe, code, detail, retry_ms);
+	else
+		cqe->u.end.detail = detail;
 	unlink_client(b, r);
 
 	if (code == ONEBIT_E_OK)

@@ -58,8 +58,11 @@ void ring_release(struct ring *r);
 
 /* CQ entries that can be written now; reads the client's head only if `want` may not fit. */
 uint32_t ring_room(struct ring *r, uint32_t want);
-/* Write a CQE; there must be room. Returns its index. Seen by the client after ring_publish(). */
-uint32_t ring_push(struct ring *r, const struct onebit_cqe *cqe);
+/*
+ * The next CQE, for the caller to fill in whole; there must be room. It lies in shared memory:
+ * write only. Seen by the client after ring_publish().
+ */
+struct onebit_cqe *ring_push(struct ring *r);
 /* Is the CQE with this index still unreaped? */
 bool ring_unreaped(struct ring *r, uint32_t index);
 /* Make what was pushed visible. The caller fences, then asks ring_need(). */
