@@ -59,12 +59,8 @@ void error_fill(struct onebit_error *e, enum onebit_code code, uint64_t detail,
 {
 	memset(e, 0, sizeof(*e));
 	error_class(e, code, detail, retry_after_ms);
-#pragma GCC diagnostic push
-#pragma GCC diagnostic ignored "-Wformat-nonliteral"
-#pragma GCC diagnostic ignored "-Wformat-truncation"
 	/* The sentence may be longer than the field; libonebit has it whole. */
 	snprintf(e->text, sizeof(e->text), row_of(code)->text, (unsigned long long)detail);
-#pragma GCC diagnostic pop
 }
 
 static int refuse(struct onebit_error *why, enum onebit_code code, uint64_t detail)
