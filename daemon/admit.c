@@ -87,6 +87,8 @@ static bool check_sqe(const struct client *c, const struct onebit_sqe *e, struct
 		return no(why, ONEBIT_E_RESERVED, SQE_AT(out_off));
 	if (e->in_len > c->ring.arena_bytes || e->in_off > c->ring.arena_bytes - e->in_len)
 		return no(why, ONEBIT_E_BAD_RANGE, SQE_AT(in_off));
+	if (e->in_len > ONEBIT_BLOCK_MAX)
+		return no(why, ONEBIT_E_TOO_BIG, ONEBIT_BLOCK_MAX);
 	if (e->out_off % 8 || e->out_len > c->ring.out_bytes ||
 	    e->out_off > c->ring.out_bytes - e->out_len)
 		return no(why, ONEBIT_E_BAD_RANGE, SQE_AT(out_off));
@@ -247,8 +249,6 @@ static bool check_service(struct broker *b, const struct onebit_sqe *e, struct r
 		return no(why, ONEBIT_E_BAD_RANGE, SQE_AT(in_off));
 	if (e->in_off % 8)
 		return no(why, ONEBIT_E_BAD_RANGE, SQE_AT(in_off));
-	if (e->in_len > ONEBIT_BLOCK_MAX)
-		return no(why, ONEBIT_E_TOO_BIG, ONEBIT_BLOCK_MAX);
 	return true;
 }
 

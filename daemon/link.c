@@ -55,11 +55,24 @@ void link_init(struct broker *b, unsigned i)
 
 /* ---- starting and ending -------------------------------------------------------------------- */
 
+/* No executor can be had: those who wait are told so rather than left hanging. */
+static void fail_waiting(struct broker *b, unsigned i)
+{
+	uint32_t w, next;
+
+	for (w = b->wait_first; w != NONE; w = next) {
+		next = b->requests[w].wnext;
+		if (b->requests[w].link == i)
+			request_end(b, &b->requests[w], ONEBIT_E_EXECUTOR_DOWN, 0,
+				    b->link[i].failures, 1000);
+	}
+}
+
 /*
  * earned: it delivered something, or died of what it ran, which suspicion bounds. Only executors
  * that die of nothing are started slower and slower.
  */
-static void back_off(struct broker *b, unsigned i, bool earned)
+static void back_off(struct broker *b, unsigned i, bool earned, int status)
 {
 	struct link *l = &b->link[i];
 
@@ -74,6 +87,13 @@ static void back_off(struct broker *b, unsigned i, bool earned)
 	}
 	l->state = LINK_BACKOFF;
 	l->retry_ns = b->now + l->backoff_ns;
+	b->attention = true;
+	if (l->failures < START_FAILURES_MAX)
+		return;
+	if (l->failures == START_FAILURES_MAX)
+		broker_incident(b, ONEBIT_E_EXECUTOR_DOWN, NULL,
+				"executor failed %u times in a row, status %d", l->failures, status);
+	fail_waiting(b, i);
 }
 
 void link_start(struct broker *b, unsigned i)
@@ -88,7 +108,7 @@ void link_start(struct broker *b, unsigned i)
 		broker_log(b, BROKER_ERROR, "event=executor-memory link=%u errno=%d", i, -ret);
 		l->mem.broker = NULL;
 		l->mem.own = NULL;
-		back_off(b, i, false);
+		back_off(b, i, false, ret);
 		return;
 	}
 	l->cmd_tail = l->cmd_told = l->event_head = ONEBIT_INDEX_START;
@@ -149,19 +169,6 @@ static void release_slot(struct broker *b, unsigned i, uint32_t s)
 	}
 }
 
-/* No executor can be had: those who wait are told so rather than left hanging. */
-static void fail_waiting(struct broker *b, unsigned i)
-{
-	uint32_t w, next;
-
-	for (w = b->wait_first; w != NONE; w = next) {
-		next = b->requests[w].wnext;
-		if (b->requests[w].link == i)
-			request_end(b, &b->requests[w], ONEBIT_E_EXECUTOR_DOWN, 0,
-				    b->link[i].failures, 1000);
-	}
-}
-
 static void idle(struct broker *b, unsigned i)
 {
 	struct link *l = &b->link[i];
@@ -216,15 +223,7 @@ void link_exited(struct broker *b, unsigned i, int status)
 		idle(b, i);
 		return;
 	}
-	back_off(b, i, earned);
-	if (l->failures >= START_FAILURES_MAX) {
-		if (l->failures == START_FAILURES_MAX)
-			broker_incident(b, ONEBIT_E_EXECUTOR_DOWN, NULL,
-					"executor failed %u times in a row, status %d", l->failures,
-					status);
-		fail_waiting(b, i);
-	}
-	b->attention = true;
+	back_off(b, i, earned, status);
 }
 
 static void stop(struct broker *b, unsigned i);
@@ -503,7 +502,8 @@ static void tokens(struct broker *b, unsigned i, struct request *r, const struct
 	struct link *l = &b->link[i];
 	struct journal_done *done;
 	struct onebit_choice *choice;
-	uint32_t used = 0, size, n;
+	uint32_t used = 0, size, n, bytes;
+	uint8_t text_len;
 	int ret = 0;
 
 	if (!request_has_records(r) || ev->choice >= r->n_choices)
@@ -515,13 +515,19 @@ static void tokens(struct broker *b, unsigned i, struct request *r, const struct
 		return lie(b, i, "tokens out of order", ev);
 	if (done->n && !(l->replayed[r->slot] >> ev->choice & 1))
 		return lie(b, i, "tokens before the replay was confirmed", ev);
+	bytes = r->c[ev->choice].bytes;
+	text_len = r->c[ev->choice].text_len;
 	for (n = 0; n < ev->n && !ret; n++) {
 		ret = take_record(b, r, ev->choice, data_of(b, i, ev) + used,
 				  ev->data_len - used, &size);
 		used += ret ? 0 : size;
 	}
-	if (ret == -EPROTO || (!ret && used != ev->data_len))
+	if (ret == -EPROTO || (!ret && used != ev->data_len)) {
+		done->n = ev->first; /* nothing of it counts */
+		r->c[ev->choice].bytes = bytes;
+		r->c[ev->choice].text_len = text_len;
 		return lie(b, i, "malformed records", ev);
+	}
 	if (ret == -ENOSPC)
 		n--; /* the record that did not fit */
 	if (n || ev->finish) {

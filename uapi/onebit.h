@@ -52,7 +52,7 @@
 #define ONEBIT_AREA_DEFAULT       (256u << 10)
 #define ONEBIT_AREA_MIN           4096u
 #define ONEBIT_AREA_MAX           (64u << 20)
-#define ONEBIT_BLOCK_MAX          (4u << 20) /* one request's block: parameters, prompt, tables */
+#define ONEBIT_BLOCK_MAX          (2u << 20) /* in_len: a request's parameters, prompt and tables */
 #define ONEBIT_CHOICES_MAX        16u
 #define ONEBIT_SEGMENTS_MAX       4096u
 #define ONEBIT_STOPS_MAX          64u
