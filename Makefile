@@ -26,9 +26,10 @@ BUILD = build$(if $(SAN),/$(SAN))
 WARN = -Wall -Wextra -Wshadow -Wpointer-arith -Wstrict-prototypes -Wmissing-prototypes \
        -Wvla -Wundef -Wwrite-strings
 CSTD = -std=c17 -D_GNU_SOURCE
-# gcc warns that its thread sanitizer does not see fences: suppressions are the tests' business.
-NO_TSAN_WARN = $(if $(findstring thread,$(SAN)),$(if $(findstring clang,$(CC)),,-Wno-tsan))
-SANFLAGS = $(if $(SAN),-fsanitize=$(SAN) -fno-omit-frame-pointer -fno-sanitize-recover=all $(NO_TSAN_WARN))
+# Each compiler is told not to speak of what only the other one has: gcc of fences that its thread
+# sanitizer does not see, clang of gcc's warnings named in pragmas.
+WARN += $(if $(findstring clang,$(CC)),-Wno-unknown-warning-option,$(if $(findstring thread,$(SAN)),-Wno-tsan))
+SANFLAGS = $(if $(SAN),-fsanitize=$(SAN) -fno-omit-frame-pointer -fno-sanitize-recover=all)
 FUZZFLAGS = $(if $(FUZZER),-fsanitize=fuzzer-no-link)
 ALL_CFLAGS = $(CSTD) $(OPT) $(WARN) $(if $(CI),-Werror) -fPIC -ffp-contract=off -fvisibility=hidden \
              -DONEBIT_VERSION='"$(VERSION)"' $(SANFLAGS) $(FUZZFLAGS) $(CFLAGS)
@@ -41,10 +42,11 @@ JOBS = $(if $(findstring jobserver,$(MAKEFLAGS)),,-j$(shell nproc))
 
 # ---- what there is -------------------------------------------------------------------------------
 
-# Each folder's permission: the folders whose headers it may include.
-INC_client = -Iuapi -Iclient
-INC_daemon = -Iuapi -Idaemon
-INC_tests  = -Iuapi -Iclient -Idaemon -Itests
+# Each folder's permission: the folders whose headers it may include, in quotes only, so that
+# <limits.h> remains the system's.
+INC_client = -iquote uapi -iquote client
+INC_daemon = -iquote uapi -iquote daemon
+INC_tests  = -iquote uapi -iquote client -iquote daemon -iquote tests
 
 LIB_SRC    = client/libonebit.c $(wildcard client/lib_*.c)
 CLI_SRC    = client/onebit.c $(wildcard client/private.c client/cmd_*.c client/bench_*.c)
@@ -53,18 +55,19 @@ EXEC_SRC   = daemon/executor.c
 BROKER_SRC = $(wildcard daemon/attach.c daemon/policy.c daemon/ring.c daemon/journal.c \
              daemon/quota.c daemon/admit.c daemon/query.c daemon/request.c daemon/sched.c \
              daemon/link.c daemon/broker.c)
-DAEMON_SRC = $(filter-out $(BROKER_SRC) $(EXEC_SRC),$(wildcard daemon/*.c))
+DAEMON_SRC = $(filter-out $(BROKER_SRC) $(EXEC_SRC) daemon/main.c,$(wildcard daemon/*.c))
 LOOP_SRC   = tests/loopback.c
 LOOP_MAIN  = tests/loopback_main.c
 TEST_SRC   = $(wildcard tests/test_*.c)
-# What tests link besides the archives.
-TEST_LIB   = $(LOOP_SRC) $(wildcard tests/lib_*.c client/private.c)
+# What several tests use.
+TEST_LIB   = $(LOOP_SRC) client/private.c $(wildcard tests/lib_*.c)
 FUZZ_SRC   = $(wildcard tests/fuzz/fuzz_*.c)
 EX_SRC     = $(wildcard client/examples/*.c)
 
 obj = $(patsubst %.c,$(BUILD)/obj/%.o,$(1))
 
-LIBS     = $(BUILD)/libonebit.a $(BUILD)/libbroker.a $(BUILD)/libexecutor.a
+# In the order of linking: a layer before those below it.
+LIBS     = $(BUILD)/libonebit.a $(BUILD)/libdaemon.a $(BUILD)/libbroker.a $(BUILD)/libexecutor.a
 PROGRAMS = $(BUILD)/onebitd $(BUILD)/onebit $(BUILD)/onebit-loopback
 TESTS    = $(patsubst tests/%.c,$(BUILD)/tests/%,$(TEST_SRC)) $(BUILD)/tests/old_client
 EXAMPLES = $(patsubst client/examples/%.c,$(BUILD)/examples/%,$(EX_SRC))
@@ -111,7 +114,7 @@ bench: all
 # Into build/fuzz, by clang. New inputs are kept in build/fuzz/corpus, a crash in build/fuzz.
 SECONDS ?= 60
 FUZZ ?= $(patsubst tests/fuzz/fuzz_%.c,%,$(FUZZ_SRC))
-LIMIT = $(if $(RUNS),-runs=$(RUNS),-max_total_time=$(SECONDS))
+LIMIT = $(if $(RUNS),-runs=$(RUNS),-max_total_time=$(SECONDS)) -max_len=512
 fuzz:
 	@$(MAKE) --no-print-directory $(JOBS) CC=clang SAN=address,undefined FUZZER=1 BUILD=build/fuzz fuzzers
 	@for f in $(FUZZ); do \
@@ -132,8 +135,7 @@ $(BUILD)/obj/%.o: %.c Makefile
 
 define archive
 $(call say,AR,$@)
-@rm -f $@
-$(Q)$(AR) rcs $@ $(filter %.o,$^)
+$(Q)rm -f $@.new && $(AR) rcs $@.new $(filter %.o,$^) && mv $@.new $@
 endef
 
 define program
@@ -144,16 +146,20 @@ endef
 
 $(BUILD)/libonebit.a: $(call obj,$(LIB_SRC))
 	$(archive)
+$(BUILD)/libdaemon.a: $(call obj,$(DAEMON_SRC))
+	$(archive)
 $(BUILD)/libbroker.a: $(call obj,$(BROKER_SRC))
 	$(archive)
 $(BUILD)/libexecutor.a: $(call obj,$(EXEC_SRC))
+	$(archive)
+$(BUILD)/libtests.a: $(call obj,$(TEST_LIB))
 	$(archive)
 $(BUILD)/libonebit.so: $(call obj,$(LIB_SRC)) client/libonebit.map
 	$(call say,LD,$@)
 	$(Q)$(CC) -shared $(filter %.o,$^) $(ALL_LDFLAGS) -Wl,-soname,libonebit.so.$(SOVERSION) \
 		-Wl,--version-script=client/libonebit.map -o $@
 	@ln -sf libonebit.so $@.$(SOVERSION)
-$(BUILD)/onebitd: $(call obj,$(DAEMON_SRC)) $(BUILD)/libbroker.a
+$(BUILD)/onebitd: $(BUILD)/obj/daemon/main.o $(BUILD)/libdaemon.a $(BUILD)/libbroker.a
 	$(call program,-luring)
 $(BUILD)/onebit: $(call obj,$(CLI_SRC)) $(BUILD)/libonebit.a
 	$(call program,-luring -lm -lpthread)
@@ -164,9 +170,9 @@ $(BUILD)/examples/%: $(BUILD)/obj/client/examples/%.o $(BUILD)/libonebit.a
 # The client of an earlier release: it sees the frozen header only, by its own #include.
 $(BUILD)/tests/old_client: $(BUILD)/obj/tests/frozen/old_client.o
 	$(call program,)
-$(BUILD)/tests/%: $(BUILD)/obj/tests/%.o $(call obj,$(TEST_LIB)) $(LIBS)
+$(BUILD)/tests/%: $(BUILD)/obj/tests/%.o $(BUILD)/libtests.a $(LIBS)
 	$(call program,-luring -lcheck_pic -lsubunit -lpthread -lrt -lm)
-$(BUILD)/fuzz_%: $(BUILD)/obj/tests/fuzz/fuzz_%.o $(BUILD)/libbroker.a
+$(BUILD)/fuzz_%: $(BUILD)/obj/tests/fuzz/fuzz_%.o $(BUILD)/libdaemon.a $(BUILD)/libbroker.a
 	$(call program,-fsanitize=fuzzer)
 
 # ---- installing ----------------------------------------------------------------------------------
