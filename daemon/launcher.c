@@ -51,17 +51,17 @@ void launcher_reload(struct launcher *l)
 
 	notify_send(l->notify_fd, "RELOADING=1");
 	if (options_load(&l->options, &next, why, sizeof(why))) {
-		log_line(BROKER_ERROR, "reload refused, the old configuration stays: %s", why);
+		log_line(BROKER_ERROR, "event=reload-refused: the old configuration stays: %s", why);
 	} else {
 		config_keep_fixed(&next, &l->config, changed, sizeof(changed));
 		l->config = next;
 		launcher_render(l);
 		if (*changed)
-			log_line(BROKER_WARN, "reload needs_restart=\"%s\": these keys change only when "
+			log_line(BROKER_WARN, "event=reload needs_restart=\"%s\": these keys change only when "
 				 "onebitd is restarted", changed);
 		if (l->control_fd >= 0 && control_send_policy(l->control_fd, &l->config.policy, l->text))
 			kill(l->broker, SIGKILL);
-		log_line(BROKER_INFO, "reload done");
+		log_line(BROKER_INFO, "event=reload");
 	}
 	notify_send(l->notify_fd, "READY=1");
 }
@@ -101,7 +101,7 @@ void launcher_start_broker(struct launcher *l)
 
 	l->restart_at = launcher_now_ns() + l->backoff_ns; /* should it fail */
 	if (socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC | SOCK_NONBLOCK, 0, pair)) {
-		log_line(BROKER_ERROR, "broker not started: socketpair: %s", strerror(errno));
+		log_line(BROKER_ERROR, "event=broker-failed step=socketpair error=\"%s\"", strerror(errno));
 		return;
 	}
 	l->broker = fork();
@@ -111,7 +111,7 @@ void launcher_start_broker(struct launcher *l)
 	}
 	close(pair[1]);
 	if (l->broker < 0) {
-		log_line(BROKER_ERROR, "broker not started: fork: %s", strerror(errno));
+		log_line(BROKER_ERROR, "event=broker-failed step=fork error=\"%s\"", strerror(errno));
 		l->broker = 0;
 		close(pair[0]);
 		return;
@@ -119,7 +119,7 @@ void launcher_start_broker(struct launcher *l)
 	l->control_fd = pair[0];
 	l->broker_since = launcher_now_ns();
 	l->restart_at = LAUNCHER_NEVER;
-	log_line(BROKER_INFO, "broker started pid=%d", (int)l->broker);
+	log_line(BROKER_INFO, "event=broker-started pid=%d", (int)l->broker);
 }
 
 static void broker_ended(struct launcher *l, int status)
@@ -133,7 +133,7 @@ static void broker_ended(struct launcher *l, int status)
 		return;
 	if (launcher_now_ns() - l->broker_since >= ALIVE_NS)
 		l->backoff_ns = BACKOFF_FIRST_NS;
-	log_line(BROKER_ERROR, "broker ended %s=%d%s; it is started again in %llu ms",
+	log_line(BROKER_ERROR, "event=broker-ended %s=%d%s: it is started again in %llu ms",
 		 WIFSIGNALED(status) ? "signal" : "status",
 		 WIFSIGNALED(status) ? WTERMSIG(status) : WEXITSTATUS(status),
 		 WIFSIGNALED(status) && WTERMSIG(status) == SIGSYS ?
@@ -158,7 +158,7 @@ static void start_executor(struct launcher *l, struct control_msg *m)
 	control_close_fds(m);
 	if (!err)
 		return;
-	log_line(BROKER_ERROR, "executor not started link=%u generation=%u: %s", m->msg.link,
+	log_line(BROKER_ERROR, "event=executor-failed link=%u generation=%u: %s", m->msg.link,
 		 m->msg.generation, why);
 	tell_exited(l, m->msg.link, m->msg.generation, err);
 }
@@ -171,7 +171,7 @@ void launcher_hear(struct launcher *l)
 	if (err == -EPROTO || err == -EPIPE) {
 		/* Closed, or speaking nonsense: no broker any more, whatever it still does. */
 		if (err == -EPROTO)
-			log_line(BROKER_ERROR, "broker sent a malformed message; it is killed");
+			log_line(BROKER_ERROR, "event=broker-malformed: it is killed");
 		kill(l->broker, SIGKILL);
 		close(l->control_fd);
 		l->control_fd = -1;
@@ -197,7 +197,7 @@ void launcher_reap(struct launcher *l)
 			broker_ended(l, status);
 		} else if (spawn_reaped(&l->spawn, pid, &status, &ch) && !ch.orphan) {
 			if (status < 0)
-				log_line(BROKER_ERROR, "executor not started program=%s: %s; correct executor",
+				log_line(BROKER_ERROR, "event=executor-failed program=%s error=\"%s\": correct executor",
 					 l->spawn.argv[0], strerror(-status));
 			tell_exited(l, ch.link, ch.generation, status);
 		}
@@ -216,11 +216,11 @@ void launcher_stop(struct launcher *l)
 	if (l->stopping == LAUNCHER_DRAIN && l->control_fd >= 0 &&
 	    control_send(l->control_fd, LAUNCH_DRAIN, 0, 0, 0) == 0) {
 		wait_ns += l->config.policy.drain_ms * 1000000ull;
-		log_line(BROKER_INFO, "stopping: requests that were accepted finish within %u ms",
+		log_line(BROKER_INFO, "event=stopping at_most_ms=%u: what was accepted finishes",
 			 l->config.policy.drain_ms);
 	} else {
 		if (l->stopping > LAUNCHER_DRAIN)
-			log_line(BROKER_WARN, "the broker is killed before it has finished");
+			log_line(BROKER_WARN, "event=broker-killed: it had not finished");
 		kill(l->broker, SIGKILL);
 	}
 	l->stop_at = launcher_now_ns() + wait_ns;

@@ -172,7 +172,7 @@ void log_line(enum broker_log level, const char *fmt, ...)
 		goto out;
 	}
 	if (b->dropped) {
-		snprintf(text, sizeof(text), "log dropped=%llu level=%s: more lines than the limit of "
+		snprintf(text, sizeof(text), "event=log-dropped lines=%llu level=%s: more than the limit of "
 			 "%u a second, or nobody read them", (unsigned long long)b->dropped,
 			 level_names[level], LOG_RATE);
 		if (!write_line(level, text)) {

@@ -94,7 +94,7 @@ static int prepare(struct launcher *l, char *why, size_t why_len)
 		return err;
 	forget_manager();
 	if (geteuid() == 0 && !l->spawn.uid)
-		log_line(BROKER_WARN, "running as root: there is no user '%s'; create it or set user",
+		log_line(BROKER_WARN, "event=root: there is no user '%s' to become; create it or set user",
 			 l->config.user);
 	launcher_render(l);
 	return 0;
@@ -154,7 +154,7 @@ static void finish(struct launcher *l)
 		wait_for(l, until);
 	listener_close(&l->listener, &l->config);
 	spawn_deinit(&l->spawn);
-	log_line(BROKER_INFO, "stopped");
+	log_line(BROKER_INFO, "event=stopped");
 }
 
 int main(int argc, char **argv)
@@ -171,7 +171,7 @@ int main(int argc, char **argv)
 	umask(0077);
 	log_init(BROKER_INFO, "onebitd");
 	if (prepare(&l, why, sizeof(why))) {
-		log_line(BROKER_ERROR, "not started: %s", why);
+		log_line(BROKER_ERROR, "event=not-started: %s", why);
 		return EXIT_FAILURE;
 	}
 	serve(&l);

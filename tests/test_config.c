@@ -60,6 +60,9 @@ static const struct {
 	{ "drain_ms =", "f:1: drain_ms = '' is out of range or no number; allowed are 0 to 3600000" },
 	{ "limit.queued_kib = 18446744073709551617", "f:1: limit.queued_kib = '18446744073709551617' "
 	  "is out of range or no number; allowed are 0 to 1073741824" },
+	/* five times 2^64, and one: the product wraps to 0 */
+	{ "limit.queued_kib = 92233720368547758081", "f:1: limit.queued_kib = '92233720368547758081' "
+	  "is out of range or no number; allowed are 0 to 1073741824" },
 	{ "journal_mib = 1025",
 	  "f:1: journal_mib = '1025' is out of range or no number; allowed are 1 to 1024" },
 	{ "journal_mib = 3",

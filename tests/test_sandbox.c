@@ -59,6 +59,8 @@ static void enter(void)
 
 /* ---- what must be killed ---- */
 
+static pid_t parent; /* asked for beforehand: getppid() is forbidden too */
+
 static void do_open(void) { syscall(SYS_openat, AT_FDCWD, "/dev/null", O_RDONLY); }
 static void do_openat2(void) { syscall(437, AT_FDCWD, "/", NULL, 0); }
 static void do_socket(void) { socket(AF_UNIX, SOCK_STREAM, 0); }
@@ -70,7 +72,7 @@ static void do_execveat(void) { syscall(SYS_execveat, 0, "", NULL, NULL, AT_EMPT
 static void do_fork(void) { syscall(SYS_clone, SIGCHLD, 0, 0, 0, 0); }
 static void do_clone3(void) { syscall(435, NULL, 0); }
 static void do_ptrace(void) { syscall(SYS_ptrace, 0, 0, 0, 0); }
-static void do_kill(void) { kill(getppid(), 0); }
+static void do_kill(void) { kill(parent, 0); }
 static void do_kill_self(void) { kill(getpid(), 0); }
 static void do_unlink(void) { syscall(SYS_unlinkat, AT_FDCWD, "/nonexistent", 0); }
 static void do_chdir(void) { if (chdir("/")) return; }
@@ -95,7 +97,7 @@ static void do_protect_exec(void)
 }
 static void do_setown(void) { fcntl(0, F_SETOWN, 1); }
 static void do_setsig(void) { fcntl(0, F_SETSIG, SIGKILL); }
-static void do_signal_other(void) { syscall(SYS_tgkill, getppid(), getppid(), 0); }
+static void do_signal_other(void) { syscall(SYS_tgkill, parent, parent, 0); }
 #ifdef __x86_64__
 static void do_x32(void) { syscall((long)(X32_BIT | SYS_getpid)); }
 static void do_i386(void)
@@ -131,6 +133,7 @@ static void (*current)(void);
 
 static void try_forbidden(void)
 {
+	parent = getppid();
 	enter();
 	current();
 	_exit(RETURNED);
@@ -326,8 +329,11 @@ END_TEST
 
 static void become_nobody(void)
 {
+	const gid_t extra = 1;
 	int death = 0;
 
+	if (setgroups(1, &extra))
+		_exit(5);
 	prctl(PR_SET_PDEATHSIG, SIGKILL);
 	if (sandbox_become(65534, 65533))
 		_exit(1);
