@@ -62,7 +62,8 @@ int fleet_set(struct bench *b, unsigned n)
 			char why[sizeof(b->why)];
 
 			memcpy(why, b->why, sizeof(why));
-			return bench_fail(b, ret, "attachment %u of %u: %.200s", b->n_fleet + 1, n, why);
+			return bench_fail(b, ret, "attachment %u of %u: %.200s", b->n_fleet + 1, n,
+					  why);
 		}
 		b->n_fleet++;
 	}

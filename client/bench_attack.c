@@ -97,7 +97,7 @@ static _Noreturn void never_reap(const struct raw *r)
 static _Noreturn void attacker(struct bench *b, enum attack_kind kind, int i, int tell)
 {
 	char fine = 1;
-	struct raw r;
+	struct raw r = { 0 };
 
 	prctl(PR_SET_PDEATHSIG, SIGKILL);
 	/* One beside the victim and one beside the daemon, in both runs: else chance decides. */

@@ -104,15 +104,15 @@ static int parse(struct plan *p, int argc, char **argv)
 			break;
 		case SECONDS:
 			if (!verb_u64(optarg, 1, SECONDS_MAX, &n))
-				return verb_usage("bench ring", "--seconds %s is not a number from 1 to %d",
-						  optarg, SECONDS_MAX);
+				return verb_usage("bench ring", "--seconds %s is not a number from "
+						  "1 to %d", optarg, SECONDS_MAX);
 			p->seconds = (unsigned)n;
 			break;
 		case CLIENTS:
 			if (!parse_list(optarg, FLEET_MAX, &p->rows.clients))
-				return verb_usage("bench ring", "--clients %s is not a list of up to %d "
-						  "numbers from 1 to %d, like 1,16", optarg, LIST_MAX,
-						  FLEET_MAX);
+				return verb_usage("bench ring", "--clients %s is not a list of up to "
+						  "%d numbers from 1 to %d, like 1,16", optarg,
+						  LIST_MAX, FLEET_MAX);
 			break;
 		case BATCH:
 			if (!parse_list(optarg, TPUT_DEPTH, &p->rows.batch))

@@ -151,6 +151,7 @@ int rtt_trip(struct bench *b, struct onebit *o, uint64_t tag);
 row_run rtt_run, rtt_wake;
 
 /* ---- bench_line.c ---- */
+enum line_kind { LINE_ONE, LINE_PAIR };
 int line_calibrate(struct bench *b); /* sets block and clock_ns */
 row_run line_run;
 

@@ -54,8 +54,12 @@ static void add_trips(struct rows *p)
 {
 	struct row *r;
 
-	r = add(p, "line", "line", "line_rtt_ns", "line probe", line_run, 0, PLACE_TWO);
+	r = add(p, "line", "line", "line_rtt_ns", "line probe", line_run, LINE_ONE, PLACE_TWO);
 	r->weight = 0.5;
+	r = add(p, "line", "line_pair", "line_pair_rtt_ns", "line probe, one line each way", line_run,
+		LINE_PAIR, PLACE_TWO);
+	r->weight = 0.5;
+	goal_ratio(r, "line", "over_line", 0, 0);
 	r = add(p, "rtt", "spin", "spin_rtt_p50_ns", "ring, spinning", rtt_run, RTT_SPIN, PLACE_TWO);
 	goal_ratio(r, "line", "spin_over_line", 1.3, 30);
 	r->plot = true;

@@ -3,6 +3,7 @@
  * Round trips of a NOP over the ring: from filling the SQE to having its CQE, with the daemon taking
  * it, judging it and completing it in between, as it does with everything else.
  */
+#include <assert.h>
 #include <errno.h>
 #include <string.h>
 #include "bench_row.h"
@@ -70,6 +71,7 @@ int rtt_run(struct bench *b, const struct row *r, uint64_t ns, struct hist *h, d
 	int ret;
 
 	(void)value;
+	assert(block);
 	ret = bench_open(b, &o, kinds[r->kind].wait, kinds[r->kind].features);
 	if (ret)
 		return ret;
@@ -100,15 +102,18 @@ out:
  */
 int rtt_wake(struct bench *b, const struct row *r, uint64_t ns, struct hist *h, double *value)
 {
-	uint64_t rest = 2ull * onebit_welcome(b->fleet[0])->spin_ns + 50000;
-	uint64_t t0 = bench_now(), end = t0 + ns, limit, n = 0;
+	uint64_t t0 = bench_now(), end = t0 + ns, rest, limit, n = 0;
+	const unsigned n_fleet = b->n_fleet;
 	const struct onebit_cqe *cqe;
 	int ret;
 
 	(void)r;
 	(void)value;
+	assert(n_fleet);
+	/* The daemon spins for a while after each operation; wait until it has gone to sleep. */
+	rest = 2ull * onebit_welcome(b->fleet[0])->spin_ns + 50000;
 	while (t0 < end) {
-		struct onebit *o = b->fleet[n % b->n_fleet];
+		struct onebit *o = b->fleet[n % n_fleet];
 
 		bench_spin(rest);
 		t0 = bench_now();

@@ -113,8 +113,8 @@ static int parse(struct run *r, int argc, char **argv)
 			break;
 		case MAX_TOKENS:
 			if (!verb_u64(optarg, 0, ONEBIT_MAX_TOKENS, &n))
-				return verb_usage("run", "--max-tokens %s is not a number from 0 to %u",
-						  optarg, ONEBIT_MAX_TOKENS);
+				return verb_usage("run", "--max-tokens %s is not a number from 0 "
+						  "to %u", optarg, ONEBIT_MAX_TOKENS);
 			r->params.max_tokens = (uint32_t)n;
 			break;
 		case SEED:
@@ -147,7 +147,8 @@ static int parse(struct run *r, int argc, char **argv)
 			break;
 		case SET:
 			if (r->n_settings == SETTINGS_MAX)
-				return verb_usage("run", "more than %d --set; give fewer", SETTINGS_MAX);
+				return verb_usage("run", "more than %d --set; give fewer",
+						  SETTINGS_MAX);
 			r->settings[r->n_settings++] = optarg;
 			break;
 		case HELP:
@@ -158,7 +159,8 @@ static int parse(struct run *r, int argc, char **argv)
 		}
 	}
 	if (r->n_settings && !r->private)
-		return verb_usage("run", "--set is for the daemon that --private starts; add --private");
+		return verb_usage("run", "--set is for the daemon that --private starts; "
+				  "add --private");
 	if (r->private && r->socket)
 		return verb_usage("run", "--private and --socket exclude each other; drop one");
 	if (optind == argc)
@@ -258,6 +260,8 @@ static void stream_end(struct stream *s)
 
 static bool stream_keep(struct stream *s, const char *text, size_t len)
 {
+	if (!len)
+		return true;
 	if (s->len + len > s->cap) {
 		size_t cap = 2 * (s->len + len);
 		char *more = realloc(s->text, cap);

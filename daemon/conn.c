@@ -106,12 +106,17 @@ static void refuse_code(int sock, enum onebit_code code, uint64_t detail, uint32
 
 /* ---- a client goes --------------------------------------------------------------------------- */
 
+static void conn_unwatch(struct conns *c, uint32_t client)
+{
+	loop_remove(c->loop, LOOP_SOCKET, client);
+	loop_remove(c->loop, LOOP_BELL, client);
+}
+
 static void conn_drop(struct conns *c, uint32_t client)
 {
 	struct conn *k = &c->conn[client];
 
-	loop_remove(c->loop, LOOP_SOCKET, client);
-	loop_remove(c->loop, LOOP_BELL, client);
+	conn_unwatch(c, client);
 	close(k->sock);
 	conn_unmake(k);
 }
@@ -179,26 +184,46 @@ static int conn_take(struct conns *c, struct conn *k, const struct attach *a, ui
 
 static int conn_watch(struct conns *c, uint32_t client, int sock)
 {
-	struct conn *k = &c->conn[client];
 	int err = loop_add(c->loop, LOOP_SOCKET, client, sock);
 
 	if (!err)
-		err = loop_add(c->loop, LOOP_BELL, client, k->bell);
+		err = loop_add(c->loop, LOOP_BELL, client, c->conn[client].bell);
 	if (err)
-		loop_remove(c->loop, LOOP_SOCKET, client);
+		conn_unwatch(c, client);
 	return err;
+}
+
+/* Watched before it is told of: its first ring may come before we are back from sending. */
+static int conn_welcome(struct conns *c, uint32_t client, int sock, uint64_t features)
+{
+	struct conn *k = &c->conn[client];
+	const int fds[4] = { k->client.fd, k->daemon.fd, k->bell, c->stats_fd };
+	struct onebit_welcome w;
+	int err = conn_watch(c, client, sock);
+
+	if (err)
+		return err;
+	broker_attach(c->broker, client, k->client.base, k->daemon.base, &w);
+	/* Refused when too many descriptors are on their way, to clients that do not take theirs. */
+	err = say(sock, &w, sizeof(w), fds, features & ONEBIT_FEAT_STATS ? 4 : 3);
+	if (err) {
+		conn_unwatch(c, client);
+		return err;
+	}
+	k->sock = sock;
+	region_sent(&k->client);
+	region_sent(&k->daemon);
+	return 0;
 }
 
 /* The hello is here. sock is ours to keep or to close. */
 static void attach(struct conns *c, int sock, uint32_t uid, const void *msg, size_t len)
 {
-	struct onebit_welcome w;
 	struct onebit_error why;
 	struct attach a;
-	struct conn *k;
 	uint64_t features;
 	uint32_t client;
-	int fds[4], err;
+	int err;
 
 	if (attach_parse(msg, len, &a, &why) ||
 	    broker_admit(c->broker, uid, &a, &client, &features, &why)) {
@@ -207,34 +232,17 @@ static void attach(struct conns *c, int sock, uint32_t uid, const void *msg, siz
 		refuse(sock, &why);
 		return;
 	}
-	k = &c->conn[client];
-	err = conn_take(c, k, &a, client);
-	if (!err) {
-		err = conn_watch(c, client, sock);
-		if (err)
-			conn_unmake(k);
-	}
+	err = conn_take(c, &c->conn[client], &a, client);
+	if (!err)
+		err = conn_welcome(c, client, sock, features);
 	if (err) {
 		broker_detach(c->broker, client);
+		conn_unmake(&c->conn[client]);
 		log_line(BROKER_WARN, "event=refused uid=%u code=NO_MEMORY bytes=%u error=\"%s\"", uid,
 			 a.client_bytes + a.daemon_bytes, strerror(-err));
 		refuse_code(sock, ONEBIT_E_NO_MEMORY, a.client_bytes + a.daemon_bytes, 1000);
 		return;
 	}
-	k->sock = sock;
-	broker_attach(c->broker, client, k->client.base, k->daemon.base, &w);
-	fds[0] = k->client.fd;
-	fds[1] = k->daemon.fd;
-	fds[2] = k->bell;
-	fds[3] = c->stats_fd;
-	err = say(sock, &w, sizeof(w), fds, features & ONEBIT_FEAT_STATS ? 4 : 3);
-	if (err) {
-		broker_detach(c->broker, client);
-		conn_drop(c, client);
-		return;
-	}
-	region_sent(&k->client);
-	region_sent(&k->daemon);
 	log_line(BROKER_DEBUG, "event=attached client=%u uid=%u bytes=%u", client, uid,
 		 a.client_bytes + a.daemon_bytes);
 }
@@ -398,15 +406,17 @@ static void usual(struct attach *a)
 	attach_parse(&h, sizeof(h), a, &why);
 }
 
-void conns_idle(struct conns *c)
+bool conns_idle(struct conns *c)
 {
 	struct attach a;
 
 	if (c->n_pool == CONN_POOL || c->stopped || c->retry_ns)
-		return;
+		return false;
 	usual(&a);
-	if (!conn_make(&c->pool[c->n_pool], &a, REGION_SPARE))
-		c->n_pool++;
+	if (conn_make(&c->pool[c->n_pool], &a, REGION_SPARE))
+		return false; /* what is short now may be there after the next attachment */
+	c->n_pool++;
+	return true;
 }
 
 /* ---- for the core ---------------------------------------------------------------------------- */
@@ -467,8 +477,8 @@ int conns_init(struct conns *c, struct loop *loop, uint32_t max, int listen_fd, 
 		return -ENOMEM;
 	for (uint32_t i = 0; i < max; i++)
 		conn_clear(&c->conn[i]);
-	for (uint32_t i = 0; i < CONN_POOL; i++)
-		conns_idle(c);
+	while (conns_idle(c))
+		;
 	return 0;
 }
 

@@ -57,8 +57,8 @@ void conns_stop(struct conns *c); /* accept no more */
 void conns_event(struct conns *c, const struct loop_event *ev);
 /* What is due; returns when to call again (UINT64_MAX: never). */
 uint64_t conns_timer(struct conns *c, uint64_t now_ns);
-/* With nothing else to do: make what the next attachment needs. */
-void conns_idle(struct conns *c);
+/* With nothing else to do: one step towards what the next attachments need. false: none is left. */
+bool conns_idle(struct conns *c);
 
 /* For struct broker_env. */
 void conns_wake(struct conns *c, uint32_t client, uint32_t need);

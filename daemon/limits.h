@@ -22,6 +22,9 @@
 /* The stats page is as old as this at most while the loop is busy; before a sleep it is fresh. */
 #define STATS_EVERY_NS     10000000ull
 
+/* Looks at the hot rings between two looks at everything else, while spinning. */
+#define SPIN_LOOKS         8u
+
 /* A ring with nothing in it for so many turns goes cold, so that turns cost O(busy rings). */
 #define COLD_AFTER_TURNS   64u
 

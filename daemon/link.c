@@ -210,7 +210,7 @@ void link_exited(struct broker *b, unsigned i, int status)
 	b->stats.executor_deaths++;
 	broker_log(b, BROKER_WARN, "event=executor-exit link=%u generation=%u status=%d running=%u",
 		   i, l->generation, status, l->n_running);
-	if (b->active != (int)i && !l->hello.version) { /* a swap that did not come to life */
+	if (b->active != (int)i && !l->hello.version && !l->n_bound) { /* a swap that did not come to life */
 		broker_incident(b, ONEBIT_E_EXECUTOR_DOWN, NULL,
 				"model %s not loaded: executor status %d", l->model, status);
 		idle(b, i);

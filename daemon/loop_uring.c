@@ -16,7 +16,7 @@
 
 #define URING_SQ      256u
 #define URING_CQ_MAX  16384u /* 4 for each of CLIENTS_CEILING */
-#define URING_LOOK    8u     /* busy turns between two looks at TASKRUN */
+#define URING_LOOK    2u     /* busy turns between two looks at TASKRUN; spinning, one is eight looks */
 #define URING_SIGSET  8u     /* bytes of the kernel's sigset */
 #define URING_TAG_SLOT(tag) ((uint32_t)(tag))
 #define URING_TAG_GEN(tag)  ((uint32_t)((tag) >> 32))

@@ -275,15 +275,6 @@ static void after_turn(struct process *p)
 	}
 }
 
-static void cpu_pause(void)
-{
-#if defined(__x86_64__) || defined(__i386__)
-	__builtin_ia32_pause();
-#elif defined(__aarch64__)
-	__asm__ volatile("isb");
-#endif
-}
-
 static void serve(struct process *p)
 {
 	uint64_t until, own;
@@ -297,18 +288,19 @@ static void serve(struct process *p)
 				timers(p);
 			if (loop_due(p->loop, p->turn))
 				collect(p, 0);
-			else if (!more)
-				cpu_pause();
 			continue;
 		}
 		if (p->draining && broker_is_drained(p->broker)) {
 			end(p, EXIT_SUCCESS);
 			return;
 		}
-		conns_idle(&p->conns);
 		own = timers(p);
+		if (own < until)
+			until = own;
+		if (conns_idle(&p->conns))
+			until = 0;
 		if (!p->done)
-			collect(p, own < until ? own : until);
+			collect(p, until);
 	}
 }
 

@@ -35,19 +35,29 @@ static int64_t capacity_milli(const struct quota *q, uint32_t who)
 	return (int64_t)quota_limits(q, who)->tokens_per_second * 1000;
 }
 
+/* Credit what time has earned, to the thousandth; the rest of the time counts for the next call. */
 static void refill(struct quota *q, uint32_t who, uint64_t now_ns)
 {
 	struct principal *p = &q->p[who];
-	int64_t full = capacity_milli(q, who);
+	int64_t full = capacity_milli(q, who), gain;
 	uint64_t ns = now_ns - p->refilled_ns;
 
-	if (ns > 1000000000ull) /* one second fills the bucket; further back only debt matters */
-		ns = ns > 3600000000000ull ? 3600000000000ull : ns;
-	/* rate <= 2^32, ns <= 3.6e12: in 128 bits */
-	p->tokens_milli += (int64_t)((__int128)full * (int64_t)ns / 1000000000);
-	if (p->tokens_milli > full)
+	if (!full) {
+		p->tokens_milli = 0;
+		return;
+	}
+	if (ns > 3600000000000ull) { /* an hour repays any debt a request can make */
+		ns = 3600000000000ull;
+		p->refilled_ns = now_ns - ns;
+	}
+	/* full <= 2^32 * 1000 and ns < 2^42: in 128 bits */
+	gain = (int64_t)((__int128)full * (int64_t)ns / 1000000000);
+	p->refilled_ns += (uint64_t)((__int128)gain * 1000000000 / full);
+	p->tokens_milli += gain;
+	if (p->tokens_milli >= full) {
 		p->tokens_milli = full;
-	p->refilled_ns = now_ns;
+		p->refilled_ns = now_ns;
+	}
 }
 
 static void forget(struct quota *q, uint32_t who)

@@ -24,9 +24,18 @@ static uint32_t *word(char *region, uint32_t off)
 	return (uint32_t *)(region + off);
 }
 
-void fake_start(struct fake *f)
+void fake_listen(struct fake *f)
 {
 	struct sockaddr_un addr = { .sun_family = AF_UNIX };
+
+	snprintf(addr.sun_path, sizeof(addr.sun_path), "%s", f->path);
+	f->listener = socket(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0);
+	assert(!bind(f->listener, (struct sockaddr *)&addr, sizeof(addr)));
+	assert(!listen(f->listener, 8));
+}
+
+void fake_start(struct fake *f)
+{
 	const char *tmp = getenv("TMPDIR");
 
 	memset(f, 0, sizeof(*f));
@@ -41,10 +50,7 @@ void fake_start(struct fake *f)
 	snprintf(f->dir, sizeof(f->dir), "%.40s/fake-XXXXXX", tmp ? tmp : "/tmp");
 	assert(mkdtemp(f->dir));
 	snprintf(f->path, sizeof(f->path), "%s/socket", f->dir);
-	snprintf(addr.sun_path, sizeof(addr.sun_path), "%s", f->path);
-	f->listener = socket(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0);
-	assert(!bind(f->listener, (struct sockaddr *)&addr, sizeof(addr)));
-	assert(!listen(f->listener, 8));
+	fake_listen(f);
 }
 
 static uint32_t up_page(uint32_t n)
@@ -73,11 +79,16 @@ void fake_die(struct fake *f)
 	f->client = f->daemon = NULL;
 }
 
+void fake_deafen(struct fake *f)
+{
+	fd_close(&f->listener);
+	unlink(f->path);
+}
+
 void fake_stop(struct fake *f)
 {
 	fake_die(f);
-	fd_close(&f->listener);
-	unlink(f->path);
+	fake_deafen(f);
 	rmdir(f->dir);
 }
 
@@ -330,6 +341,11 @@ void fake_end(struct fake *f, const struct onebit_sqe *sqe, int32_t res, unsigne
 	cqe.u.end.code = (uint16_t)code;
 	cqe.u.end.detail = detail;
 	fake_push(f, &cqe);
+}
+
+uint32_t fake_need(const struct fake *f)
+{
+	return onebit_load_relaxed(&((struct onebit_wake *)(f->client + WAKE))->need);
 }
 
 uint64_t fake_rung(struct fake *f)

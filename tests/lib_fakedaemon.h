@@ -40,6 +40,9 @@ struct fake {
 
 void fake_start(struct fake *f);
 void fake_stop(struct fake *f);
+/* Stop and begin to listen: while it does not, a connect finds nobody. */
+void fake_deafen(struct fake *f);
+void fake_listen(struct fake *f);
 /* Accept one client and answer its hello. */
 void fake_accept(struct fake *f);
 /* onebit_open() against this daemon. NULL: it failed with *r and *err. */
@@ -65,6 +68,8 @@ void fake_progress(struct fake *f, const struct onebit_sqe *sqe, uint16_t choice
 		   uint32_t n);
 void fake_end(struct fake *f, const struct onebit_sqe *sqe, int32_t res, unsigned code,
 	      uint64_t detail);
+/* How the client wants to be woken now: ONEBIT_WAKE_*. */
+uint32_t fake_need(const struct fake *f);
 /* How often the doorbell rang since the last call. */
 uint64_t fake_rung(struct fake *f);
 

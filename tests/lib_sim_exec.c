@@ -36,6 +36,10 @@ int sim_exec_memory(void *ctx, unsigned link, struct exec_memory *mem)
 
 	if (x->state != SIM_EXEC_NONE)
 		sim_fail(s, "new memory for executor %u, which is not dead", link);
+	if (sim_chance(s, s->k.start_fail_percent / 4)) {
+		s->deaths++; /* a start that led to nothing */
+		return -12;
+	}
 	drop_memory(x);
 	x->mem.broker = pages(sizeof(*x->mem.broker));
 	x->mem.own = pages(sizeof(*x->mem.own));
@@ -133,6 +137,10 @@ static void come_up(struct sim *s, struct sim_exec *x)
 		sim_fail(s, "the broker region lacks magic, version or journal size");
 		return;
 	}
+	if (s->k.admin && sim_chance(s, 5)) { /* the file was replaced between two starts */
+		x->model = (int)sim_below(s, SIM_MODELS);
+		s->admin_used = true;
+	}
 	sim_model_id(x->model, o.model_id);
 	executor_init(&x->e, x->mem.broker, x->mem.own, s->journal, s->policy.journal_bytes);
 	x->l = loopback_new(&x->e, &o, fault, x);
@@ -165,6 +173,11 @@ static void run(struct sim *s, struct sim_exec *x)
 			x->told = x->e.event_tail;
 			if (x->mem.broker->flags & EXEC_NEED_KICK)
 				x->doorbell = true;
+		}
+		if (x->stop && s->k.exec_kills && sim_chance(s, 20)) {
+			x->state = SIM_EXEC_STUCK; /* told to stop, and does not */
+			x->at = SIM_NEVER;
+			return;
 		}
 		if (x->stop) {
 			sim_exec_die(s, x, 0);

@@ -133,7 +133,7 @@ if [ -x "$BUILD/onebitd" ] && [ -x "$BUILD/onebit-loopback" ]; then
 
 	# A reader who leaves early is no error and gets no message.
 	(
-		"$onebit" run --private --set "$executor" --max-tokens 4000 hello 2>"$tmp/err"
+		"$onebit" run --private --set "$executor --delay-us 20000" hello 2>"$tmp/err"
 		echo $? >"$tmp/status"
 	) | head -c 1 >/dev/null
 	if [ "$(cat "$tmp/status")" != 0 ] || [ -s "$tmp/err" ]; then
@@ -143,7 +143,8 @@ if [ -x "$BUILD/onebitd" ] && [ -x "$BUILD/onebit-loopback" ]; then
 	fi
 
 	# SIGINT: the request is cancelled, the private daemon stopped, its directory gone.
-	"$onebit" run --private --set "$executor" --max-tokens 4000 hello \
+	# At least 8 tokens, 0.5 s apart: it cannot have ended by itself.
+	"$onebit" run --private --set "$executor --delay-us 500000" hello \
 		>"$tmp/out" 2>"$tmp/err" &
 	pid=$!
 	while [ ! -s "$tmp/out" ] && kill -0 $pid 2>/dev/null; do

@@ -97,10 +97,10 @@ static _Noreturn void survivor(int until_closed)
 	memset(st, 0, sizeof(st));
 	for (uint32_t n = 0; more;) {
 		for (int i = 0; i < STREAMS; i++)
-			if (!n || st[i].ended) {
+			if (!st[i].id || st[i].ended) {
 				char prompt[32];
 
-				if (n)
+				if (st[i].id)
 					e2e_expect(&st[i], ONEBIT_E_OK);
 				snprintf(prompt, sizeof(prompt), "survivor %u", n++);
 				must(!e2e_submit(o, &st[i], model, prompt, NULL), "submit");
@@ -118,6 +118,7 @@ static _Noreturn void survivor(int until_closed)
 static void kill_clients(uint32_t n, uint64_t *rnd)
 {
 	enum { BATCH = 12 };
+	static const uint32_t spans[] = { 500000, 3000000, 12000000 }; /* ns from its fork */
 	struct { pid_t pid; uint64_t when; } v[BATCH] = { 0 };
 	uint32_t alive = 0, born = 0;
 
@@ -140,8 +141,8 @@ static void kill_clients(uint32_t n, uint64_t *rnd)
 				v[i].pid = e2e_fork();
 				if (!v[i].pid)
 					victim(seed);
-				/* Half of them within the attachment and the first tokens. */
-				v[i].when = e2e_now() + e2e_below(rnd, born % 2 ? 3000000 : 12000000);
+				/* In the handshake, at the first tokens, in the middle of many. */
+				v[i].when = e2e_now() + e2e_below(rnd, spans[born % 3]);
 				born++;
 				alive++;
 			}

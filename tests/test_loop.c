@@ -38,7 +38,7 @@ static bool open_loop(int kind, uint32_t clients)
 	setrlimit(RLIMIT_NOFILE, &lim);
 	l = kinds[kind].uring ? loop_uring_new(clients, kinds[kind].without) : loop_epoll_new(clients);
 	if (!l && kinds[kind].uring && (errno == EPERM || errno == ENOSYS)) {
-		fprintf(stderr, "test_loop: skipped %s: %s\n", kinds[kind].name, strerror(errno));
+		printf("skip: %s: %s\n", kinds[kind].name, strerror(errno));
 		return false;
 	}
 	ck_assert_msg(l != NULL, "%s: %s", kinds[kind].name, strerror(errno));

@@ -83,6 +83,8 @@ static void brokers_die_here(uint32_t deaths, uint64_t rnd)
 	enum { CLIENTS = 3, EACH = 4 };
 	struct onebit *o[CLIENTS];
 	static struct e2e_stream st[CLIENTS][EACH];
+	const struct onebit_request nop = { .op = ONEBIT_OP_NOP };
+	struct onebit_stats s;
 	uint64_t epoch;
 	pid_t last = 0;
 
@@ -91,7 +93,7 @@ static void brokers_die_here(uint32_t deaths, uint64_t rnd)
 		o[c] = e2e_open(&d, NULL);
 	epoch = onebit_welcome(o[0])->epoch;
 	for (int c = 0; c < CLIENTS; c++)
-		submit_all(o[c], st[c], EACH, 40 * deaths + 100);
+		submit_all(o[c], st[c], EACH, 100 * deaths + 100);
 	for (uint32_t n = 0; n < deaths; n++) {
 		for (int c = 0; c < CLIENTS; c++)
 			stream_on(o[c], st[c], EACH, 1 + e2e_below(&rnd, 20));
@@ -103,11 +105,14 @@ static void brokers_die_here(uint32_t deaths, uint64_t rnd)
 		expect_all(st[c], EACH, ONEBIT_E_OK);
 		e2e_quiet(o[c]);
 	}
+	/* Who had nothing in flight at the last death is not attached before it wants something. */
+	must(!e2e_ask(o[0], &nop)->res, "NOP");
 	must(onebit_welcome(o[0])->epoch != epoch, "another broker, the same epoch");
 	for (int c = 1; c < CLIENTS; c++)
 		onebit_close(o[c]);
-	until(e2e_stats(o[0]).clients == 1 && !e2e_stats(o[0]).running &&
-	      !e2e_stats(o[0]).journal_bytes, "something is left of what was resubmitted");
+	until((s = e2e_stats(o[0])).clients == 1 && !s.running && !s.journal_bytes,
+	      "not given back: %u clients, %u running, %llu bytes in the journal", s.clients, s.running,
+	      (unsigned long long)s.journal_bytes);
 	stop(o[0]);
 }
 
@@ -157,7 +162,7 @@ START_TEST(foreign_loop)
 			kills++;
 		}
 		must(onebit_fd(o) == p.fd, "the descriptor has another number");
-		if (!onebit_arm(o))
+		if (ended < N && !onebit_arm(o))
 			must(poll(&p, 1, PATIENCE_MS) == 1, "the descriptor does not tell");
 	}
 	expect_all(st, N, ONEBIT_E_OK);
