@@ -5,6 +5,7 @@
 #include <sys/eventfd.h>
 #include "conn.h"
 #include "log.h"
+#include "say.h"
 #include "sys.h"
 
 #define CONN_REFUSE_MAX 16 /* connections refused in one go when descriptors are short */
@@ -47,30 +48,6 @@ static int conn_make(struct conn *k, const struct attach *a, uint32_t owner)
 }
 
 /* ---- what is said on a socket ---------------------------------------------------------------- */
-
-/* Never waits: a client that does not read does not hear. */
-static int say(int sock, const void *msg, size_t len, const int *fds, size_t n_fds)
-{
-	union {
-		char buf[CMSG_SPACE(4 * sizeof(int))];
-		struct cmsghdr align;
-	} control;
-	struct iovec iov = { .iov_base = (void *)msg, .iov_len = len };
-	struct msghdr mh = { .msg_iov = &iov, .msg_iovlen = 1 };
-	struct cmsghdr *cm;
-
-	if (n_fds) {
-		memset(&control, 0, sizeof(control));
-		mh.msg_control = control.buf;
-		mh.msg_controllen = CMSG_SPACE(n_fds * sizeof(int));
-		cm = CMSG_FIRSTHDR(&mh);
-		cm->cmsg_level = SOL_SOCKET;
-		cm->cmsg_type = SCM_RIGHTS;
-		cm->cmsg_len = CMSG_LEN(n_fds * sizeof(int));
-		memcpy(CMSG_DATA(cm), fds, n_fds * sizeof(int));
-	}
-	return sendmsg(sock, &mh, MSG_DONTWAIT | MSG_NOSIGNAL) == (ssize_t)len ? 0 : -errno;
-}
 
 static void goodbye(int sock, const struct onebit_error *why)
 {
@@ -434,7 +411,7 @@ void conns_wake(struct conns *c, uint32_t client, uint32_t need)
 	m.type = ONEBIT_MSG_NOTIFY;
 	m.size = sizeof(m);
 	/* When its queue is full, there is a notification in it already. */
-	send(k->sock, &m, sizeof(m), MSG_DONTWAIT | MSG_NOSIGNAL);
+	say(k->sock, &m, sizeof(m), NULL, 0);
 }
 
 void conns_mute(struct conns *c, uint32_t client, bool mute)

@@ -7,6 +7,7 @@
 #include <stddef.h>
 #include <stdint.h>
 #include <time.h>
+#include "process.h"
 
 /*
  * Waiting for everything at once, on one io_uring (loop_uring.c) or, where that is forbidden, on
@@ -53,6 +54,7 @@ struct loop_ops {
 struct loop {
 	const struct loop_ops *ops;
 	char features[56]; /* for people: what the kernel offered */
+	bool fallback;     /* epoll, because io_uring was wanted and forbidden */
 };
 
 /* Leave a feature of the kernel aside although it is there, to test the way without it. */
@@ -63,6 +65,9 @@ struct loop {
 /* NULL and errno: forbidden here, or no memory. The io_uring is restricted when this returns. */
 struct loop *loop_uring_new(uint32_t max_clients, uint32_t without);
 struct loop *loop_epoll_new(uint32_t max_clients);
+
+/* As configured; io_uring where it is allowed. observed: which one lives and why. NULL and errno. */
+struct loop *loop_open(enum loop_kind kind, uint32_t max_clients, char *observed, size_t len);
 
 static inline struct loop *loop_free(struct loop *l)
 {

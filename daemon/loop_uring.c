@@ -208,7 +208,7 @@ static int uring_wait(struct loop *l, uint64_t until_ns)
 }
 
 /* Is this completion for whoever has the slot now? Arms it again when the kernel let go of it. */
-static bool uring_current(struct uring_loop *u, const struct io_uring_cqe *cqe)
+static bool uring_current(struct uring_loop *u, struct io_uring_cqe *cqe)
 {
 	uint32_t slot = URING_TAG_SLOT(cqe->user_data);
 
@@ -219,8 +219,11 @@ static bool uring_current(struct uring_loop *u, const struct io_uring_cqe *cqe)
 		return slot == loop_slot(LOOP_LISTEN, 0) && cqe->res >= 0;
 	if (cqe->flags & IORING_CQE_F_MORE)
 		return true;
-	if (cqe->res >= 0 || cqe->res == -EAGAIN)
-		uring_arm(u, slot);
+	if (cqe->res < 0 && cqe->res != -EAGAIN)
+		return true;
+	/* Better to lose a client than to leave it unheard; a connection is answered in any case. */
+	if (!uring_arm(u, slot) && slot != loop_slot(LOOP_LISTEN, 0))
+		cqe->res = -ENOMEM;
 	return cqe->res != -EAGAIN;
 }
 

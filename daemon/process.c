@@ -372,26 +372,16 @@ static int memory(struct process *p)
 static int open_loop(struct process *p)
 {
 	char observed[64];
-	int err = 0;
+	int err;
 
-	if (p->setup->loop != LOOP_EPOLL) {
-		p->loop = loop_uring_new(p->policy.max_clients, 0);
-		err = p->loop ? 0 : -errno;
-		if (err && p->setup->loop == LOOP_URING)
-			return fail("io_uring: set event_loop = auto, or allow it "
-				    "(kernel.io_uring_disabled)", err);
-	}
+	p->loop = loop_open(p->setup->loop, p->policy.max_clients, observed, sizeof(observed));
 	if (!p->loop)
-		p->loop = loop_epoll_new(p->policy.max_clients);
-	if (!p->loop)
-		return fail("epoll", -errno);
-	if (err)
-		snprintf(observed, sizeof(observed), "epoll; io_uring: %s", strerror(-err));
-	else
-		snprintf(observed, sizeof(observed), "%s: %s", p->loop->ops->name, p->loop->features);
-	finding(p, FIND_LOOP, "I1", err ? ONEBIT_FINDING_WARN : ONEBIT_FINDING_PASS, observed,
-		err ? "allow io_uring (kernel.io_uring_disabled), or set event_loop = epoll" : "");
-	log_line(err ? BROKER_WARN : BROKER_INFO, "event=loop kind=\"%s\"", observed);
+		return fail("event loop: allow io_uring (kernel.io_uring_disabled) or set event_loop = "
+			    "auto", -errno);
+	finding(p, FIND_LOOP, "I1", p->loop->fallback ? ONEBIT_FINDING_WARN : ONEBIT_FINDING_PASS,
+		observed, p->loop->fallback ?
+		"allow io_uring (kernel.io_uring_disabled), or set event_loop = epoll" : "");
+	log_line(p->loop->fallback ? BROKER_WARN : BROKER_INFO, "event=loop kind=\"%s\"", observed);
 	err = loop_add(p->loop, LOOP_CONTROL, 0, p->setup->control_fd);
 	return err ? fail("watch the launcher", err) : 0;
 }

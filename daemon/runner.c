@@ -4,6 +4,7 @@
 #include <sys/eventfd.h>
 #include "log.h"
 #include "runner.h"
+#include "say.h"
 #include "sys.h"
 
 static size_t pages(size_t bytes)
@@ -11,29 +12,6 @@ static size_t pages(size_t bytes)
 	size_t page = (size_t)sysconf(_SC_PAGESIZE);
 
 	return (bytes + page - 1) & ~(page - 1);
-}
-
-static int tell(struct runners *s, const struct launch_msg *m, const int *fds, size_t n_fds)
-{
-	union {
-		char buf[CMSG_SPACE(4 * sizeof(int))];
-		struct cmsghdr align;
-	} control;
-	struct iovec iov = { .iov_base = (void *)m, .iov_len = sizeof(*m) };
-	struct msghdr mh = { .msg_iov = &iov, .msg_iovlen = 1 };
-	struct cmsghdr *cm;
-
-	if (n_fds) {
-		memset(&control, 0, sizeof(control));
-		mh.msg_control = control.buf;
-		mh.msg_controllen = CMSG_SPACE(n_fds * sizeof(int));
-		cm = CMSG_FIRSTHDR(&mh);
-		cm->cmsg_level = SOL_SOCKET;
-		cm->cmsg_type = SCM_RIGHTS;
-		cm->cmsg_len = CMSG_LEN(n_fds * sizeof(int));
-		memcpy(CMSG_DATA(cm), fds, n_fds * sizeof(int));
-	}
-	return sendmsg(s->control_fd, &mh, MSG_DONTWAIT | MSG_NOSIGNAL) < 0 ? -errno : 0;
 }
 
 void runners_init(struct runners *s, struct loop *loop, int control_fd, int journal_fd,
@@ -107,7 +85,7 @@ void runners_start(struct runners *s, unsigned link, uint32_t generation, const 
 	if (len < sizeof(m.model)) {
 		if (len)
 			memcpy(m.model, model, len);
-		r->failed = tell(s, &m, fds, 4);
+		r->failed = say(s->control_fd, &m, sizeof(m), fds, 4);
 	} else {
 		r->failed = -ENAMETOOLONG;
 	}
@@ -121,7 +99,7 @@ void runners_kill(struct runners *s, unsigned link)
 	struct runner *r = &s->r[link];
 	struct launch_msg m = { .type = LAUNCH_KILL, .link = link, .generation = r->generation };
 
-	r->kill = tell(s, &m, NULL, 0) != 0;
+	r->kill = say(s->control_fd, &m, sizeof(m), NULL, 0) != 0;
 	s->any |= r->kill;
 }
 
@@ -136,7 +114,7 @@ void runners_reload(struct runners *s)
 {
 	struct launch_msg m = { .type = LAUNCH_RELOAD };
 
-	s->reload = tell(s, &m, NULL, 0) != 0;
+	s->reload = say(s->control_fd, &m, sizeof(m), NULL, 0) != 0;
 	s->any |= s->reload;
 }
 
