@@ -127,7 +127,7 @@ int cmd_stat(int argc, char **argv)
 	};
 	struct onebit_options open = {
 		.size = sizeof(open),
-		.sq_entries = 1,
+		.sq_entries = ONEBIT_SQ_ENTRIES_MIN,
 		.arena_bytes = ONEBIT_AREA_MIN,
 		.out_bytes = ONEBIT_AREA_MIN,
 		.features = ONEBIT_FEAT_STATS,

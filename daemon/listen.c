@@ -22,6 +22,8 @@
 
 #define MANAGER_FD 3 /* SD_LISTEN_FDS_START of sd_listen_fds(3) */
 #define BACKLOG    4096 /* clamped by net.core.somaxconn */
+#define STALE_TRIES   50 /* one second in all */
+#define STALE_WAIT_US 20000
 
 static int get_option(int fd, int option)
 {
@@ -77,21 +79,37 @@ static int lock_folder(const char *socket_path)
 	return fd;
 }
 
+/* Does anybody listen? 0, or the errno of a connect(). */
+static int try_connect(const struct sockaddr_un *sa)
+{
+	int fd = socket(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
+	int err = fd < 0 || connect(fd, (const struct sockaddr *)sa, sizeof(*sa)) ? errno : 0;
+
+	if (fd >= 0)
+		close(fd);
+	return err;
+}
+
 /* 0: nobody listens, the name is gone. */
 static int remove_stale(const struct sockaddr_un *sa, char *why, size_t why_len)
 {
 	struct stat st;
-	int fd, err;
+	int err;
 
 	if (lstat(sa->sun_path, &st) == 0 && !S_ISSOCK(st.st_mode)) {
 		snprintf(why, why_len, "%s exists and is not a socket; remove it or set socket to "
 			 "another path", sa->sun_path);
 		return -EEXIST;
 	}
-	fd = socket(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
-	err = fd < 0 || connect(fd, (const struct sockaddr *)sa, sizeof(*sa)) ? errno : 0;
-	if (fd >= 0)
-		close(fd);
+	/*
+	 * The broker of a launcher that was killed holds the listener until the kernel has ended it
+	 * too: a supervisor that restarts at once would meet it.
+	 */
+	err = try_connect(sa);
+	for (int i = 0; (err == 0 || err == EAGAIN) && i < STALE_TRIES; i++) {
+		usleep(STALE_WAIT_US);
+		err = try_connect(sa);
+	}
 	/* Only ECONNREFUSED proves it: EAGAIN is a full queue, EPROTOTYPE another kind of server. */
 	if (err == ECONNREFUSED && unlink(sa->sun_path) == 0)
 		return 0;
