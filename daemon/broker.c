@@ -791,6 +791,11 @@ bool broker_is_drained(const struct broker *b)
 	return true;
 }
 
+int broker_serving(const struct broker *b)
+{
+	return b->active != LINK_NONE && b->link[b->active].hello.version ? b->active : LINK_NONE;
+}
+
 bool broker_is_healthy(const struct broker *b)
 {
 	uint64_t now = b->s.env.now_ns(b->s.env.ctx);

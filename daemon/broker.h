@@ -111,6 +111,8 @@ void broker_cpu(struct broker *b, uint32_t cpu);
 void broker_policy(struct broker *b, const struct policy *p, const char *config_text);
 void broker_drain(struct broker *b);
 bool broker_is_drained(const struct broker *b); /* nothing is in flight, every executor is gone */
+/* The link whose model serves, once its executor has said hello; else LINK_NONE. */
+int broker_serving(const struct broker *b);
 /* Nothing in flight, or an executor made progress within its deadline: what the watchdog says. */
 bool broker_is_healthy(const struct broker *b);
 const struct onebit_stats *broker_stats(struct broker *b);

@@ -22,6 +22,7 @@ static int check(const struct launch_msg *m, unsigned n_fds)
 		return m->link < LINKS && n_fds == SPAWN_FDS &&
 		       memchr(m->model, 0, sizeof(m->model)) ? 0 : -EPROTO;
 	case LAUNCH_KILL:
+	case LAUNCH_SERVE:
 		return m->link < LINKS && n_fds == 0 ? 0 : -EPROTO;
 	case LAUNCH_RELOAD:
 		return n_fds == 0 ? 0 : -EPROTO;

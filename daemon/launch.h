@@ -15,6 +15,7 @@ enum launch_type {
 	LAUNCH_START = 1, /* link, generation, model; fds: broker, executor region, journal, doorbell */
 	LAUNCH_KILL,      /* link: SIGKILL its executor */
 	LAUNCH_RELOAD,    /* read the configuration again */
+	LAUNCH_SERVE,     /* link: its model serves now; a next broker is to begin with it */
 	/* launcher to broker */
 	LAUNCH_EXITED, /* link, generation, status (wait(2)), or status = -errno: never started */
 	LAUNCH_POLICY, /* policy, text */

@@ -179,6 +179,8 @@ void launcher_hear(struct launcher *l)
 		start_executor(l, &m);
 	} else if (!err && m.msg.type == LAUNCH_KILL) {
 		spawn_kill(&l->spawn, m.msg.link, m.msg.generation);
+	} else if (!err && m.msg.type == LAUNCH_SERVE) {
+		spawn_serve(&l->spawn, m.msg.link);
 	} else if (!err) {
 		launcher_reload(l);
 	}

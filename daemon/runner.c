@@ -140,6 +140,16 @@ uint64_t runners_due(const struct runners *s, uint64_t now_ns)
 
 void runners_retry(struct runners *s, struct broker *b)
 {
+	int serving = broker_serving(b);
+
+	if (serving != s->serving && serving != LINK_NONE) {
+		struct launch_msg m = { .type = LAUNCH_SERVE, .link = (uint32_t)serving };
+
+		if (!say(s->control_fd, &m, sizeof(m), NULL, 0))
+			s->serving = serving;
+		else
+			s->any = true;
+	}
 	if (!s->any)
 		return;
 	s->any = false;

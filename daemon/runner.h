@@ -26,6 +26,7 @@ struct runners {
 	int control_fd;
 	int journal_fd;
 	uint32_t owner; /* of link 0's memory, for region_broken(); the others' follow */
+	int serving;    /* link that the launcher knows to serve */
 	bool reload;    /* still to be asked for */
 	bool any;       /* one of all that is still to be done */
 	struct runner r[LINKS];
@@ -44,7 +45,8 @@ void runners_reload(struct runners *s);
 
 /* LAUNCH_EXITED: true when it is about the executor that runs now, and not one before it. */
 bool runners_exited(struct runners *s, unsigned link, uint32_t generation);
-/* After a turn: tells the core of failed starts, asks the launcher again. One load when all is well. */
+/* After a turn: tells the launcher who serves and what it could not be told before, and the core of
+ * failed starts. Two loads when all is well. */
 void runners_retry(struct runners *s, struct broker *b);
 uint64_t runners_due(const struct runners *s, uint64_t now_ns);
 

@@ -270,8 +270,23 @@ void spawn_kill(struct spawn *s, unsigned link, uint32_t generation)
 		kill_child(ch);
 }
 
+void spawn_serve(struct spawn *s, unsigned link)
+{
+	s->served = link;
+}
+
 void spawn_orphan(struct spawn *s)
 {
+	int fd = s->link_model_fd[s->served];
+
+	s->link_model_fd[s->served] = -1;
+	for (unsigned i = 0; i < LINKS; i++) {
+		if (s->link_model_fd[i] >= 0)
+			close(s->link_model_fd[i]);
+		s->link_model_fd[i] = -1;
+	}
+	s->link_model_fd[0] = fd;
+	s->served = 0;
 	for (unsigned i = 0; i < SPAWN_CHILDREN; i++) {
 		struct spawn_child *ch = &s->children[i];
 

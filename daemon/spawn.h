@@ -34,6 +34,7 @@ struct spawn {
 	char model_dir[CONFIG_PATH_MAX];
 	int model_fd; /* the configured one; -1: none */
 	int link_model_fd[LINKS]; /* what ADMIN put there; -1: the configured one */
+	unsigned served; /* link whose model serves */
 	uint32_t uid, gid; /* to become; 0: stay */
 	gid_t groups[SPAWN_GROUPS]; /* of that user: the right to the device comes by group */
 	int n_groups;
@@ -53,7 +54,9 @@ int spawn_start(struct spawn *s, unsigned link, uint32_t generation, const char 
 		const int fds[SPAWN_FDS], char *why, size_t why_len);
 /* generation 0: whichever serves. */
 void spawn_kill(struct spawn *s, unsigned link, uint32_t generation);
-/* The broker is gone: kill them all, report none. */
+/* This link's model serves now. */
+void spawn_serve(struct spawn *s, unsigned link);
+/* The broker is gone: kill them all, report none; the model that served is link 0's from now on. */
 void spawn_orphan(struct spawn *s);
 /* pid was reaped. true: it was one of ours, *child is a copy; *status becomes -errno when its exec
  * failed. */
