@@ -106,24 +106,24 @@ check: deps
 demo: deps
 	@$(MAKE) --no-print-directory $(JOBS) all
 	@$(BUILD)/onebit run --private --set 'executor = $(BUILD)/onebit-loopback --delay-us 20000' \
-		--stats 'Tell me a story'
+		--seed 1 --max-tokens 64 --stats 'Tell me a story'
 
 bench: all
 	@$(BUILD)/onebit bench ring
 
-# Into build/fuzz, by clang. New inputs are kept in build/fuzz/corpus, a crash in build/fuzz.
+# Into build/fuzz, by clang. New inputs are kept in build/fuzz/corpus, a crash and the log beside it.
 SECONDS ?= 60
 FUZZ ?= $(patsubst tests/fuzz/fuzz_%.c,%,$(FUZZ_SRC))
 LIMIT = $(if $(RUNS),-runs=$(RUNS),-max_total_time=$(SECONDS)) -max_len=512
 fuzz:
 	@$(MAKE) --no-print-directory $(JOBS) CC=clang SAN=address,undefined FUZZER=1 BUILD=build/fuzz fuzzers
-	@for f in $(FUZZ); do \
-		mkdir -p build/fuzz/corpus/$$f; \
-		echo "fuzz_$$f $(LIMIT)"; \
-		build/fuzz/fuzz_$$f $(LIMIT) -verbosity=0 -print_final_stats=1 \
-			-artifact_prefix=build/fuzz/fuzz_$$f- build/fuzz/corpus/$$f \
-			$$(ls -d tests/fuzz/corpus/$$f 2>/dev/null) || exit 1; \
-	done
+	@printf '%s\n' $(FUZZ) | xargs -P $(shell nproc) -I{} sh -c 'mkdir -p build/fuzz/corpus/{} && \
+		echo "fuzz_{} $(LIMIT)" && \
+		if build/fuzz/fuzz_{} $(LIMIT) -verbosity=0 -print_final_stats=1 \
+			-artifact_prefix=build/fuzz/fuzz_{}- build/fuzz/corpus/{} \
+			tests/fuzz/corpus/{} >build/fuzz/fuzz_{}.log 2>&1; \
+		then sed -n "s/^stat::number_of/fuzz_{}: number of/p" build/fuzz/fuzz_{}.log; \
+		else tail -n 100 build/fuzz/fuzz_{}.log; exit 1; fi'
 fuzzers: $(FUZZERS)
 
 # ---- how it is made ------------------------------------------------------------------------------

@@ -79,17 +79,16 @@ static void ring_bell(const struct raw *r)
 static _Noreturn void never_reap(const struct raw *r)
 {
 	struct onebit_sqe *sqes = (struct onebit_sqe *)(r->client + r->w.sqes_off);
-	uint32_t *sq_tail = (uint32_t *)(r->client + r->w.sq_tail_off);
 	const uint32_t *sq_head = (const uint32_t *)(r->daemon + r->w.sq_head_off);
 	uint32_t tail = onebit_load_relaxed(sq_head);
 
 	for (;;) {
 		while (onebit_distance(onebit_load_acquire(sq_head), tail) < r->w.sq_entries) {
-			sqes[onebit_slot(tail, r->w.sq_entries)] =
-				(struct onebit_sqe){ .op = ONEBIT_OP_NOP };
+			/* zeroed: ONEBIT_OP_NOP */
+			onebit_store_release(&sqes[onebit_slot(tail, r->w.sq_entries)].seq,
+					     onebit_seq(tail));
 			tail++;
 		}
-		onebit_store_release(sq_tail, tail);
 		ring_bell(r);
 	}
 }

@@ -86,7 +86,6 @@ static bool area_ok(uint32_t bytes)
 static const char *welcome_fault(const struct onebit_welcome *w, const struct onebit_hello *h)
 {
 	const struct piece client[] = {
-		{ w->sq_tail_off, 4, 4 },
 		{ w->cq_head_off, 4, 4 },
 		{ w->wake_off, sizeof(struct onebit_wake), 4 },
 		{ w->sqes_off, (uint64_t)w->sq_entries * sizeof(struct onebit_sqe), 64 },
@@ -95,7 +94,7 @@ static const char *welcome_fault(const struct onebit_welcome *w, const struct on
 	const struct piece daemon[] = {
 		{ w->sq_head_off, 4, 4 },
 		{ w->state_off, sizeof(struct onebit_state), 8 },
-		{ w->cq_tail_off, 4, 4 },
+		{ w->futex_off, 4, 4 },
 		{ w->cqes_off, (uint64_t)w->cq_entries * sizeof(struct onebit_cqe), 32 },
 		{ w->out_off, w->out_bytes, 64 },
 	};
@@ -117,7 +116,7 @@ static const char *welcome_fault(const struct onebit_welcome *w, const struct on
 		return "DAEMON offsets";
 	if ((w->features & ONEBIT_FEAT_STATS) && w->stats_bytes < sizeof(struct onebit_stats))
 		return "stats page";
-	if (w->reserved0)
+	if (w->reserved0 || w->reserved1)
 		return "reserved field";
 	for (size_t i = 0; i < sizeof(w->reserved) / sizeof(w->reserved[0]); i++)
 		if (w->reserved[i])

@@ -315,7 +315,7 @@ int lib_event_take(struct onebit *o, struct onebit_event *ev)
 			return 0;
 		cqe = lib_ring_cqe(&o->ring, 0);
 		if (!cqe)
-			return o->ring.broken ? -EPROTO : 0;
+			return 0;
 		copy = *cqe;
 		lib_ring_reap(&o->ring, 1);
 		cqe_begin(o, &copy);

@@ -107,11 +107,11 @@ int onebit_arm(struct onebit *o)
 		return 1;
 	if (due != UINT64_MAX)
 		timer_set(o, due);
-	/* Pairs with the daemon's fence between publishing cq_tail and reading need. */
+	/* Pairs with the daemon's fence between publishing CQEs and reading need. */
 	onebit_store_relaxed(&o->ring.wake->need, ONEBIT_WAKE_NOTIFY);
 	onebit_fence();
 	o->armed = true;
-	if (lib_ring_cqe(&o->ring, 0) || o->ring.broken) {
+	if (lib_ring_cqe(&o->ring, 0)) {
 		/* Nothing was missed, so nothing need be read from the socket. */
 		onebit_store_relaxed(&o->ring.wake->need, 0);
 		o->armed = false;

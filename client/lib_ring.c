@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: MIT */
 /*
- * Index arithmetic is onebit_ring.h's; here is when a word is loaded or stored. Publishing is one
- * release store of sq_tail for any number of SQEs, one full fence, one load of the daemon's flags.
+ * Index arithmetic is onebit_ring.h's; here is when a word is loaded or stored. Publishing marks each
+ * SQE, the first of them last, then takes one full fence and one load of the daemon's flags.
  * No function here makes a system call except to ring the doorbell when the flags ask for it.
  */
 #include <errno.h>
@@ -24,19 +24,18 @@ void lib_ring_init(struct lib_ring *r, const struct lib_link *l)
 		.cq_entries = w->cq_entries,
 		.doorbell = l->doorbell,
 		.sqes = (struct onebit_sqe *)(c + w->sqes_off),
-		.sq_tail_word = (__u32 *)(c + w->sq_tail_off),
 		.cq_head_word = (__u32 *)(c + w->cq_head_off),
 		.wake = (struct onebit_wake *)(c + w->wake_off),
 		.arena = c + w->arena_off,
 		.cqes = (const struct onebit_cqe *)(d + w->cqes_off),
 		.sq_head_word = (const __u32 *)(d + w->sq_head_off),
-		.cq_tail_word = (const __u32 *)(d + w->cq_tail_off),
+		.futex_word = (const __u32 *)(d + w->futex_off),
 		.state = (const struct onebit_state *)(d + w->state_off),
 		.out = d + w->out_off,
 	};
 	/* The daemon chose where both rings start before it sent the welcome. */
 	r->sq_tail = r->sq_published = r->sq_head_seen = onebit_load_acquire(r->sq_head_word);
-	r->cq_head = r->cq_tail_seen = onebit_load_acquire(r->cq_tail_word);
+	r->cq_head = r->sq_head_seen;
 }
 
 static void doorbell_ring(struct lib_ring *r)
@@ -60,26 +59,29 @@ struct onebit_sqe *lib_ring_sqe(struct lib_ring *r)
 			return NULL;
 	}
 	sqe = &r->sqes[onebit_slot(r->sq_tail++, r->sq_entries)];
-	memset(sqe, 0, sizeof(*sqe));
+	/* All but seq, which still says that nothing is here. */
+	memset(sqe, 0, offsetof(struct onebit_sqe, seq));
+	memset(sqe->reserved3, 0, sizeof(sqe->reserved3));
 	return sqe;
 }
 
 void lib_ring_publish(struct lib_ring *r)
 {
-	__u32 cpu;
+	__u32 cpu, i;
 
 	if (r->sq_published == r->sq_tail)
 		return;
-	/* A hint for the daemon's decision to spin, so it need not be newer than the tail. */
+	/* A hint for the daemon's decision to spin, so it need not be newer than the SQEs. */
 	cpu = (__u32)sched_getcpu() + 1;
 	if (cpu != r->cpu_told) {
 		r->cpu_told = cpu;
 		onebit_store_relaxed(&r->wake->cpu, cpu);
 	}
+	/* Pairs with the daemon's acquire of seq: SQEs and their blocks are written. */
+	for (i = r->sq_tail; i-- != r->sq_published;)
+		onebit_store_release(&r->sqes[onebit_slot(i, r->sq_entries)].seq, onebit_seq(i));
 	r->sq_published = r->sq_tail;
-	/* Pairs with the daemon's acquire of sq_tail: SQEs and their blocks are written. */
-	onebit_store_release(r->sq_tail_word, r->sq_tail);
-	/* Pairs with the daemon's fence between setting NEED_WAKEUP and looking at sq_tail again. */
+	/* Pairs with the daemon's fence between setting NEED_WAKEUP and looking at the SQ again. */
 	onebit_fence();
 	if (onebit_load_relaxed(&r->state->flags) & ONEBIT_SQ_NEED_WAKEUP)
 		doorbell_ring(r);
@@ -87,19 +89,14 @@ void lib_ring_publish(struct lib_ring *r)
 
 const struct onebit_cqe *lib_ring_cqe(struct lib_ring *r, __u32 ahead)
 {
-	if (ahead >= onebit_distance(r->cq_head, r->cq_tail_seen)) {
-		__u32 tail, n;
+	const struct onebit_cqe *cqe = &r->cqes[onebit_slot(r->cq_head + ahead, r->cq_entries)];
+	__u32 mark;
 
-		/* Pairs with the daemon's release of cq_tail: CQEs and records below are written. */
-		tail = onebit_load_acquire(r->cq_tail_word);
-		n = onebit_distance(r->cq_head, tail);
-		if (n > r->cq_entries)
-			r->broken = true;
-		if (r->broken || ahead >= n)
-			return NULL;
-		r->cq_tail_seen = tail;
-	}
-	return &r->cqes[onebit_slot(r->cq_head + ahead, r->cq_entries)];
+	if (ahead >= r->cq_entries)
+		return NULL;
+	/* Pairs with the daemon's release of the phase: the CQE and its records are written. */
+	mark = onebit_load_acquire((const __u32 *)(const void *)&cqe->flags);
+	return onebit_phase_is(mark, r->cq_head + ahead, r->cq_entries) ? cqe : NULL;
 }
 
 void lib_ring_reap(struct lib_ring *r, __u32 n)
@@ -109,8 +106,8 @@ void lib_ring_reap(struct lib_ring *r, __u32 n)
 	/* Pairs with the daemon's acquire of cq_head: the slots below may be written again. */
 	onebit_store_release(r->cq_head_word, r->cq_head);
 	/* Not for each of a batch: the daemon goes on just as well when told at its end. */
-	if ((r->unrung >= UNRUNG_MAX || r->cq_head == r->cq_tail_seen) &&
-	    (onebit_load_relaxed(&r->state->flags) & ONEBIT_SQ_STALLED)) {
+	if ((onebit_load_relaxed(&r->state->flags) & ONEBIT_SQ_STALLED) &&
+	    (r->unrung >= UNRUNG_MAX || !lib_ring_cqe(r, 0))) {
 		onebit_fence();
 		lib_ring_unstall(r);
 	}

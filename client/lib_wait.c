@@ -5,7 +5,7 @@
  * the daemon needs turns 4 us into 100. So ADAPTIVE spins only while the daemon is awake on another
  * CPU and recent waits were short enough for the budget, twice the cost of a wake-up.
  *
- * Sleeping is FUTEX_WAIT on cq_tail, in the read-only map. A dead daemon wakes nobody, so a sleep is
+ * Sleeping is FUTEX_WAIT on the futex word, in the read-only map. A dead daemon wakes nobody, so a sleep is
  * cut into slices and the socket is looked at in between.
  */
 #include <errno.h>
@@ -65,12 +65,10 @@ void lib_sleep_until(uint64_t deadline_ns)
 	clock_nanosleep(CLOCK_MONOTONIC, TIMER_ABSTIME, &t, NULL);
 }
 
-/* The plain question, no side effects but the cached tail. */
+/* The plain question. */
 static int ready(struct onebit *o)
 {
-	if (lib_ring_cqe(&o->ring, 0))
-		return 1;
-	return o->ring.broken ? -EPROTO : 0;
+	return lib_ring_cqe(&o->ring, 0) != NULL;
 }
 
 /* Is there still somebody at the other end? */
@@ -167,18 +165,20 @@ static int futex_sleep(const __u32 *word, __u32 seen, uint64_t ns)
 static int sleep_slice(struct onebit *o, uint64_t ns)
 {
 	struct lib_ring *ring = &o->ring;
+	__u32 seen;
 	int r;
 
 	/*
-	 * Pairs with the daemon's fence between publishing cq_tail and reading need: either it sees
+	 * Pairs with the daemon's fence between publishing CQEs and reading need: either it sees
 	 * that we sleep, or we see its CQE here.
 	 */
+	seen = onebit_load_relaxed(ring->futex_word);
 	onebit_store_relaxed(&ring->wake->need, ONEBIT_WAKE_FUTEX);
 	onebit_fence();
 	r = ready(o);
 	if (!r) {
 		lib_ring_unstall(ring);
-		r = futex_sleep(ring->cq_tail_word, ring->cq_head, ns);
+		r = futex_sleep(ring->futex_word, seen, ns);
 		if (r == -EAGAIN)
 			r = 0;
 	}
@@ -273,8 +273,6 @@ int onebit_ring_wait(struct onebit *o, int timeout_ms)
 			o->error = o->goodbye;
 		else
 			lib_error_local(&o->error, r, true, "the daemon is gone; open a new attachment");
-	} else if (r == -EPROTO) {
-		lib_error_local(&o->error, r, false, "the daemon's ring index is impossible; open a new attachment");
 	}
 	return r == -EINTR ? 0 : r;
 }

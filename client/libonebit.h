@@ -156,8 +156,9 @@ int onebit_generate(const char *prompt, const struct onebit_params *params,
  * the caller's to divide. Do not mix with onebit_submit() and onebit_next() on one attachment, and
  * expect no re-attachment.
  */
-struct onebit_sqe *onebit_ring_sqe(struct onebit *o); /* zeroed; NULL: the ring is full */
-int onebit_ring_publish(struct onebit *o); /* one store, fence, doorbell if asked for */
+/* Zeroed but for seq, which is the ring's own: leave it as it is. NULL: the ring is full. */
+struct onebit_sqe *onebit_ring_sqe(struct onebit *o);
+int onebit_ring_publish(struct onebit *o); /* a store each, one fence, doorbell if asked for */
 const struct onebit_cqe *onebit_ring_cqe(struct onebit *o, uint32_t ahead); /* NULL: not there yet */
 void onebit_ring_reap(struct onebit *o, uint32_t n);
 int onebit_ring_wait(struct onebit *o, int timeout_ms); /* as onebit_options.wait says; 1, 0, -errno */

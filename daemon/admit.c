@@ -71,8 +71,6 @@ static bool check_sqe(const struct client *c, const struct onebit_sqe *e, struct
 		return no(why, ONEBIT_E_RESERVED, SQE_AT(reserved0));
 	if (e->reserved1)
 		return no(why, ONEBIT_E_RESERVED, SQE_AT(reserved1));
-	if (e->reserved2)
-		return no(why, ONEBIT_E_RESERVED, SQE_AT(reserved2));
 	if (e->reserved3[0] | e->reserved3[1])
 		return no(why, ONEBIT_E_RESERVED, SQE_AT(reserved3));
 	if (e->priority >= ONEBIT_PRIO_COUNT)
@@ -498,7 +496,7 @@ static bool admin(struct broker *b, struct client *c, const struct onebit_sqe *e
 	for (i = 0; i < LINKS && (b->link[i].state != LINK_IDLE || b->link[i].n_bound); i++)
 		;
 	if (i == LINKS) /* the model before the last is still finishing its requests */
-		return no_for_now(why, ONEBIT_E_REQUESTS_FULL, LINKS, 1000);
+		return no_for_now(why, ONEBIT_E_MODEL_BUSY, LINKS, 1000);
 	if (b->free_request == NONE)
 		return no_for_now(why, ONEBIT_E_REQUESTS_FULL, b->policy.max_requests, 100);
 

@@ -23,13 +23,12 @@ struct attach {
 };
 
 /* Where the control words stand in their regions; 128 bytes apart, two lines, for the prefetcher. */
-#define CLIENT_SQ_TAIL   0u
-#define CLIENT_CQ_HEAD   128u
-#define CLIENT_WAKE      256u
+#define CLIENT_CQ_HEAD   0u
+#define CLIENT_WAKE      128u
 #define CLIENT_SQES      4096u
 #define DAEMON_SQ_HEAD   0u
 #define DAEMON_STATE     128u
-#define DAEMON_CQ_TAIL   256u
+#define DAEMON_FUTEX     256u
 #define DAEMON_CQES      4096u
 
 /* 0: *a is set. -EPROTO: *why is set, and nothing else. */

@@ -256,11 +256,12 @@ void client_heat(struct broker *b, uint32_t client)
 
 	if (c->state != CLIENT_ATTACHED || c->muted)
 		return;
-	c->idle_turns = 0;
+	c->active_ns = b->now;
 	if (c->hot != NONE)
 		return;
 	c->hot = b->n_hot;
 	b->hot[b->n_hot++] = client;
+	onebit_store_relaxed(&c->ring.state->cpu, b->cpu); /* broker_cpu() tells hot rings only */
 	ring_flags(&c->ring, 0);
 }
 
@@ -315,9 +316,9 @@ static void throw_out(struct broker *b, struct client *c, enum onebit_code code,
 /* ---- completions ----------------------------------------------------------------------------- */
 
 struct onebit_cqe *client_push(struct broker *b, struct client *c, uint64_t user_data,
-			       int32_t res, uint16_t flags)
+			       int32_t res, uint16_t flags, uint16_t choice)
 {
-	struct onebit_cqe *cqe = ring_push(&c->ring);
+	struct onebit_cqe *cqe = ring_push(&c->ring, flags, choice);
 
 	b->stats.cqes++;
 	if (!c->dirty) {
@@ -326,8 +327,6 @@ struct onebit_cqe *client_push(struct broker *b, struct client *c, uint64_t user
 	}
 	cqe->user_data = user_data;
 	cqe->res = res;
-	cqe->flags = flags;
-	cqe->choice = 0;
 	memset(&cqe->u, 0, sizeof(cqe->u));
 	return cqe;
 }
@@ -348,13 +347,13 @@ void cqe_fail(struct onebit_cqe *cqe, enum onebit_code code, uint64_t detail, ui
 void client_complete(struct broker *b, struct client *c, uint64_t user_data, int32_t res,
 		     uint64_t detail)
 {
-	client_push(b, c, user_data, res, 0)->u.end.detail = detail;
+	client_push(b, c, user_data, res, 0, 0)->u.end.detail = detail;
 }
 
 void client_refuse(struct broker *b, struct client *c, uint64_t user_data, enum onebit_code code,
 		   uint64_t detail, uint32_t retry_ms)
 {
-	cqe_fail(client_push(b, c, user_data, 0, 0), code, detail, retry_ms);
+	cqe_fail(client_push(b, c, user_data, 0, 0, 0), code, detail, retry_ms);
 }
 
 static void publish(struct broker *b)
@@ -371,6 +370,8 @@ static void publish(struct broker *b)
 		c->dirty = false;
 		if (need) {
 			b->stats.wakes++;
+			if (need & ONEBIT_WAKE_FUTEX)
+				ring_rouse(&c->ring);
 			b->s.env.wake_client(b->s.env.ctx, b->dirty[i], need);
 		}
 	}
@@ -410,9 +411,7 @@ static bool can_tell_held(struct broker *b, struct client *c)
 /* Would a turn get anywhere with it? */
 static bool has_work(struct broker *b, struct client *c)
 {
-	uint32_t ahead;
-
-	if (c->blocked ? has_room(c) : ring_poll(&c->ring, &ahead) != RING_EMPTY)
+	if (c->blocked ? has_room(c) || c->ring.ahead : ring_poll(&c->ring))
 		return true;
 	return can_tell_held(b, c);
 }
@@ -420,16 +419,15 @@ static bool has_work(struct broker *b, struct client *c)
 /* Spin on for a client that submits often, was allowed to, and runs on another CPU. */
 static void note_activity(struct broker *b, struct client *c)
 {
-	uint64_t gap;
+	uint64_t gap = b->now - c->active_ns;
 
+	c->active_ns = b->now;
 	if (!c->spin_ns)
 		return;
 	if (ring_client_cpu(&c->ring) == b->cpu) {
 		b->spin_until = 0; /* it cannot run while we spin */
 		return;
 	}
-	gap = b->now - c->active_ns;
-	c->active_ns = b->now;
 	c->gap_ns = (c->gap_ns * 7 + gap) / 8;
 	if (gap > c->spin_ns * 16ull)
 		c->gap_ns = 0; /* a pause is not a rhythm: give it a new chance */
@@ -440,41 +438,32 @@ static void note_activity(struct broker *b, struct client *c)
 /* Take what one client submitted, within its share of a turn. true: more is waiting. */
 static bool drain(struct broker *b, struct client *c)
 {
-	uint32_t n = 0, copied = 0, ahead = 0;
-	int ret;
+	uint32_t n = 0, copied = 0;
+	bool more;
 
 	if (c->n_held)
 		tell_held(b, c);
 	c->blocked = false;
-	for (;;) {
+	while ((more = ring_poll(&c->ring)) && n < TURN_SQES && copied < TURN_COPY_BYTES) {
 		struct onebit_sqe e;
 
-		ret = ring_poll(&c->ring, &ahead);
-		if (ret == RING_EMPTY)
+		c->blocked = !has_room(c);
+		if (c->blocked)
 			break;
-		if (ret < 0) {
-			throw_out(b, c, ONEBIT_E_BAD_INDEX, ahead);
-			return false;
-		}
-		if (n == TURN_SQES || copied >= TURN_COPY_BYTES)
-			break;
-		if (!has_room(c)) {
-			c->blocked = true;
-			break;
-		}
 		ring_pop(&c->ring, &e);
 		n++;
 		admit(b, c, &e, &copied);
 	}
+	if (c->ring.ahead) { /* seen by tell_held() or by the last has_room() */
+		throw_out(b, c, ONEBIT_E_BAD_INDEX, c->ring.ahead);
+		return false;
+	}
 	if (n) {
 		b->stats.sqes += n;
-		c->idle_turns = 0;
 		ring_release(&c->ring);
 		note_activity(b, c);
-	} else {
-		c->idle_turns++;
 	}
-	return ret != RING_EMPTY && !c->blocked;
+	return more && !c->blocked;
 }
 
 void broker_doorbell(struct broker *b, uint32_t client)
@@ -497,7 +486,12 @@ void broker_doorbell(struct broker *b, uint32_t client)
 			cool(b, c);
 			ring_flags(&c->ring, c->ring.flags | ONEBIT_SQ_NEED_WAKEUP);
 			c->muted = true;
-			c->muted_until = now + SPURIOUS_REST_NS;
+			c->rest_ns *= 2; /* a second without a rest makes it a first offence again */
+			if (!c->rest_ns || now - c->muted_until > 1000000000ull)
+				c->rest_ns = SPURIOUS_REST_NS;
+			if (c->rest_ns > SPURIOUS_REST_MAX)
+				c->rest_ns = SPURIOUS_REST_MAX;
+			c->muted_until = now + c->rest_ns;
 			b->n_muted++;
 			if (c->muted_until < b->unmute_at)
 				b->unmute_at = c->muted_until;
@@ -658,20 +652,23 @@ void broker_cpu(struct broker *b, uint32_t cpu)
 		tell_state(b, &b->clients[b->hot[i]]);
 }
 
-/* Rings that were quiet for long leave the hot list, so that spinning costs O(busy). */
-static bool go_cold(struct broker *b, uint32_t idle_turns)
+/*
+ * Rings that were quiet for idle_ns leave the hot list, told to ring first; 0: all of them, and the
+ * executors are told as well, for we are about to sleep. true: somebody has work after all.
+ */
+static bool go_cold(struct broker *b, uint64_t idle_ns)
 {
 	bool pending = false;
 
 	for (uint32_t i = 0; i < b->n_hot; i++) {
 		struct client *c = &b->clients[b->hot[i]];
 
-		if (c->idle_turns < idle_turns && !c->blocked)
+		if (b->now - c->active_ns < idle_ns && !c->blocked)
 			continue;
 		ring_flags(&c->ring, ONEBIT_SQ_NEED_WAKEUP |
 			   (c->blocked || c->n_held ? ONEBIT_SQ_STALLED : 0));
 	}
-	for (unsigned i = 0; i < LINKS && !idle_turns; i++)
+	for (unsigned i = 0; i < LINKS && !idle_ns; i++)
 		link_need_kick(b, i, true);
 	/* Flags before tails; pairs with the fence between the others' tail and look at the flag. */
 	onebit_fence();
@@ -684,7 +681,7 @@ static bool go_cold(struct broker *b, uint32_t idle_turns)
 		}
 		if (has_work(b, c)) {
 			pending = true;
-			c->idle_turns = 0;
+			c->active_ns = b->now;
 			ring_flags(&c->ring, 0);
 			i++;
 		} else {
@@ -703,18 +700,24 @@ static void cpu_pause(void)
 #endif
 }
 
-/* Look at the hot rings and the links a while, and at nothing else: this is the shortest way in. */
+/*
+ * Look at the hot rings and the links a while, and at nothing else. A ring with something in it is
+ * served on the spot, by the same drain() and publish() as in a turn: this is the shortest way from
+ * an SQE to its CQE. The rest of what it brought about is the next turn's.
+ */
 static void spin(struct broker *b)
 {
-	uint32_t ahead;
-
-	if (++b->turns % COLD_AFTER_TURNS == 0)
-		go_cold(b, COLD_AFTER_TURNS);
+	if (++b->turns % COLD_EVERY == 0)
+		go_cold(b, COLD_AFTER_NS);
 	for (uint32_t look = 0; look < SPIN_LOOKS; look++) {
 		for (uint32_t i = 0; i < b->n_hot; i++) {
 			struct client *c = &b->clients[b->hot[i]];
 
-			if (ring_poll(&c->ring, &ahead) != RING_EMPTY || c->n_held)
+			if (!ring_poll(&c->ring))
+				continue;
+			drain(b, c);
+			publish(b);
+			if (b->attention || b->n_requests)
 				return;
 		}
 		for (unsigned i = 0; i < LINKS; i++)

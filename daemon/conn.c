@@ -404,7 +404,7 @@ void conns_wake(struct conns *c, uint32_t client, uint32_t need)
 	struct onebit_msg m;
 
 	if (need & ONEBIT_WAKE_FUTEX)
-		loop_wake(c->loop, (uint32_t *)((uint8_t *)k->daemon.base + DAEMON_CQ_TAIL));
+		loop_wake(c->loop, (uint32_t *)((uint8_t *)k->daemon.base + DAEMON_FUTEX));
 	if (!(need & ONEBIT_WAKE_NOTIFY))
 		return;
 	memset(&m, 0, sizeof(m));

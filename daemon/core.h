@@ -40,12 +40,11 @@ struct client {
 	uint64_t active_ns; /* it last submitted */
 	uint64_t gap_ns;    /* moving average between submissions */
 	uint32_t hot;       /* place in broker.hot, or NONE */
-	uint32_t idle_turns;
 	bool dirty;   /* CQEs wait for publication */
 	bool blocked; /* an SQE waits for room in the CQ */
 	bool muted;
 	uint32_t doorbells; /* of the current window that found nothing */
-	uint64_t window_ns, muted_until;
+	uint64_t window_ns, muted_until, rest_ns;
 };
 
 enum request_state { REQUEST_FREE, REQUEST_WAITING, REQUEST_RUNNING, REQUEST_ADMIN };
@@ -75,6 +74,7 @@ struct request {
 	uint32_t charge; /* bytes counted as queued for its principal */
 	uint32_t out_off, out_len;
 	uint32_t n_data;   /* bytes of a non-token answer */
+	uint32_t n_most;   /* the most that any executor gave of it: only beyond it is progress */
 	uint32_t n_choices;
 	uint32_t deaths;   /* executors lost in a row without a new token of ours */
 	uint32_t alone_deaths;
@@ -181,7 +181,7 @@ uint64_t broker_now(struct broker *b); /* read the clock */
 uint32_t broker_state(const struct broker *b); /* ONEBIT_STATE_* */
 /* The next CQE of a client, with all but what is given zero; write only. */
 struct onebit_cqe *client_push(struct broker *b, struct client *c, uint64_t user_data,
-			       int32_t res, uint16_t flags);
+			       int32_t res, uint16_t flags, uint16_t choice);
 /* Make a CQE the end of something refused or failed. */
 void cqe_fail(struct onebit_cqe *cqe, enum onebit_code code, uint64_t detail, uint32_t retry_ms);
 /* The terminal of an SQE that made no request. */
@@ -217,6 +217,8 @@ void request_orphan(struct broker *b, struct request *r);
 void request_free(struct broker *b, struct request *r); /* an orphan that no executor holds */
 uint64_t request_tokens(const struct request *r); /* delivered, of all choices */
 bool request_has_records(const struct request *r);
+/* Say in the out window whose answer this is, before the first token of it. */
+void request_name_model(struct broker *b, struct request *r);
 
 /* ---- sched.c ---- */
 /* The waiting request that link should run next, or NULL. */

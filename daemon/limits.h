@@ -25,13 +25,15 @@
 /* Looks at the hot rings between two looks at everything else, while spinning. */
 #define SPIN_LOOKS         8u
 
-/* A ring with nothing in it for so many turns goes cold, so that turns cost O(busy rings). */
-#define COLD_AFTER_TURNS   64u
+/* While spinning, a ring that was quiet so long goes cold, so that a look costs O(busy rings). */
+#define COLD_AFTER_NS      500000ull
+#define COLD_EVERY         64u /* spins between two looks for such */
 
 /* Spurious doorbells a client may ring in one window before its doorbell is put aside. */
 #define SPURIOUS_MAX       64u
 #define SPURIOUS_WINDOW_NS 10000000ull
-#define SPURIOUS_REST_NS   10000000ull
+#define SPURIOUS_REST_NS   10000000ull  /* the first time, doubled while it goes on */
+#define SPURIOUS_REST_MAX  320000000ull
 
 /* A waiting request rises one priority class for every such while. */
 #define AGING_NS           2000000000ull

@@ -299,6 +299,7 @@ void link_cancel(struct broker *b, struct request *r)
 	if (l->state != LINK_READY || r->cancel_sent)
 		return; /* dying: release_slot() frees it */
 	r->cancel_sent = true;
+	r->event_ns = b->now;
 	cmd.tag = l->tag[r->slot];
 	if (command(b, r->link, &cmd))
 		b->attention = true;
@@ -337,6 +338,7 @@ static void dispatch(struct broker *b, unsigned i)
 		if (b->served_floor < b->quota.p[r->who].served)
 			b->served_floor = b->quota.p[r->who].served;
 		b->quota.p[r->who].served += TOLL;
+		request_name_model(b, r);
 		cmd.slot = s;
 		cmd.tag = ++l->tag[s];
 		cmd.op = r->op;
@@ -567,7 +569,10 @@ static void data(struct broker *b, unsigned i, struct request *r, const struct e
 	if (ev->data_len <= r->out_len && r->n_data <= r->out_len - ev->data_len)
 		copy_shared(c->ring.out + r->out_off + r->n_data, data_of(b, i, ev), ev->data_len);
 	r->n_data += ev->data_len; /* beyond the window: counted, to say how much is needed */
-	progressed(b, &b->link[i], r);
+	if (r->n_data > r->n_most) {
+		r->n_most = r->n_data;
+		progressed(b, &b->link[i], r);
+	}
 }
 
 static bool may_end_with(enum onebit_code code)
@@ -631,6 +636,15 @@ static void end(struct broker *b, unsigned i, struct request *r, const struct ex
 		request_end(b, r, ONEBIT_E_OK, (int32_t)r->n_data, ev->detail, 0);
 }
 
+/* Are the first n tokens of this choice the client's word rather than ours? */
+static bool is_resumed(const struct journal_entry *e, uint32_t choice, uint32_t n)
+{
+	const struct onebit_resume *rs =
+		(const void *)((const uint8_t *)e + e->block_off + e->params.resume_off);
+
+	return e->params.n_resume && n <= rs[choice].first;
+}
+
 static void replayed(struct broker *b, unsigned i, struct request *r, const struct exec_event *ev)
 {
 	struct link *l = &b->link[i];
@@ -640,6 +654,10 @@ static void replayed(struct broker *b, unsigned i, struct request *r, const stru
 	    !(n = r->entry->done[ev->choice].n) || ev->first != n - 1)
 		return lie(b, i, "a replay of what was not", ev);
 	if (journal_tokens(r->entry, ev->choice)[n - 1] != ev->detail) {
+		if (is_resumed(r->entry, ev->choice, n)) {
+			request_end(b, r, ONEBIT_E_LOST, 0, 0, 0);
+			return;
+		}
 		broker_incident(b, ONEBIT_E_NONDETERMINISM, r, "token %u of choice %u differs at replay",
 				n - 1, ev->choice);
 		request_end(b, r, ONEBIT_E_NONDETERMINISM, 0, n - 1, 0);
@@ -685,7 +703,8 @@ static void event(struct broker *b, unsigned i, const struct exec_event *ev)
 	if (ev->slot >= l->slots || l->slot[ev->slot] == NONE || ev->tag != l->tag[ev->slot])
 		return lie(b, i, "an event for a slot that does not run", ev);
 	r = &b->requests[l->slot[ev->slot]];
-	r->event_ns = b->now;
+	if (r->client != NONE) /* one that was cancelled owes us its END in that time */
+		r->event_ns = b->now;
 	if (ev->kind == EXEC_EV_END)
 		return end(b, i, r, ev);
 	if (r->client == NONE)

@@ -264,7 +264,6 @@ static void after_turn(struct process *p)
 {
 	uint32_t owner;
 
-	loop_flush(p->loop);
 	conns_sweep(&p->conns);
 	runners_retry(&p->runners, p->broker);
 	while (region_broken(&owner)) {
@@ -284,6 +283,7 @@ static void serve(struct process *p)
 		more = broker_turn(p->broker);
 		after_turn(p);
 		if (more || !broker_sleep(p->broker, &until)) {
+			loop_flush(p->loop); /* before a sleep they ride on the wait */
 			if (++p->turn % TIMER_TURNS == 0)
 				timers(p);
 			if (loop_due(p->loop, p->turn))

@@ -21,8 +21,10 @@ void quota_init(struct quota *q, const struct policy *policy)
 {
 	memset(q, 0, sizeof(*q));
 	q->policy = policy;
-	for (uint32_t i = 0; i < PRINCIPALS_MAX; i++)
+	for (uint32_t i = 0; i < PRINCIPALS_MAX; i++) {
 		q->bucket[i] = PRINCIPAL_NONE;
+		q->p[i].next = i + 1 < PRINCIPALS_MAX ? i + 1 : PRINCIPAL_NONE;
+	}
 }
 
 const struct policy_limits *quota_limits(const struct quota *q, uint32_t who)
@@ -67,16 +69,18 @@ static void forget(struct quota *q, uint32_t who)
 	while (*link != who)
 		link = &q->p[*link].next;
 	*link = q->p[who].next;
-	q->p[who].used = false;
 }
 
 static uint32_t place(struct quota *q, uint64_t now_ns)
 {
-	for (uint32_t i = 0; i < SCAN_MAX; i++) {
-		uint32_t who = q->scan++ % PRINCIPALS_MAX;
+	uint32_t who = q->free;
 
-		if (!q->p[who].used)
-			return who;
+	if (who != PRINCIPAL_NONE) {
+		q->free = q->p[who].next;
+		return who;
+	}
+	for (uint32_t i = 0; i < SCAN_MAX; i++) {
+		who = q->scan++ % PRINCIPALS_MAX;
 		if (q->p[who].refs)
 			continue;
 		refill(q, who, now_ns);
@@ -103,7 +107,6 @@ uint32_t quota_ref(struct quota *q, uint32_t uid, uint64_t tenant, uint64_t now_
 		return who;
 	p = &q->p[who];
 	memset(p, 0, sizeof(*p));
-	p->used = true;
 	p->uid = uid;
 	p->tenant = tenant;
 	p->refs = 1;

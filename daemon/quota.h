@@ -15,7 +15,7 @@
 struct principal {
 	uint32_t uid;
 	uint64_t tenant;
-	uint32_t next; /* in its hash chain */
+	uint32_t next; /* in its hash chain, or the free list */
 	uint32_t refs; /* clients and requests that point here */
 	uint32_t clients;
 	uint32_t inflight;
@@ -26,13 +26,13 @@ struct principal {
 	int64_t tokens_milli; /* bucket, in thousandths of a token; below 0: in debt */
 	uint64_t refilled_ns;
 	uint64_t served; /* virtual time of fair sharing: tokens given, and a toll a request */
-	bool used;
 };
 
 struct quota {
 	const struct policy *policy;
 	struct principal p[PRINCIPALS_MAX];
 	uint32_t bucket[PRINCIPALS_MAX];
+	uint32_t free; /* places never used */
 	uint32_t scan; /* where the search for a forgettable one goes on */
 };
 #define PRINCIPAL_NONE UINT32_MAX

@@ -128,7 +128,7 @@ void request_progress(struct broker *b, struct request *r)
 	struct client *c = client_of(b, r);
 	uint16_t flags = ONEBIT_CQE_MORE;
 	struct onebit_cqe *cqe;
-	uint32_t i, n = 0, more = 0;
+	uint32_t i, n, more = 0;
 
 	if (!c)
 		return;
@@ -150,27 +150,29 @@ void request_progress(struct broker *b, struct request *r)
 	r->replayed = false;
 	r->cqe_index = c->ring.tail;
 	r->unreaped = true;
-	cqe = client_push(b, c, r->user_data, 0, flags);
-	if (i < r->n_choices) {
-		n = untold(r, i);
-		if (n > UINT16_MAX) {
-			n = UINT16_MAX;
-			r->c[i].text_len = 9;
-		}
-		cqe->choice = (uint16_t)i;
-		cqe->res = (int32_t)n;
-		cqe->u.progress.first = r->c[i].told;
-		cqe->u.progress.n = (uint16_t)n;
-		if (r->c[i].text_len <= 8 && (c->features & ONEBIT_FEAT_INLINE)) {
-			cqe->flags = flags | ONEBIT_CQE_INLINE;
-			cqe->u.progress.text_len = r->c[i].text_len;
-			memcpy(cqe->u.progress.text, r->c[i].text, r->c[i].text_len);
-		}
-		r->c[i].told += n;
-		r->c[i].text_len = 0;
-		for (uint32_t k = i; k < r->n_choices; k++)
-			more += untold(r, k);
+	if (i == r->n_choices) { /* accepted, and that is all */
+		client_push(b, c, r->user_data, 0, flags, 0);
+		hold(b, r, false);
+		return;
 	}
+	n = untold(r, i);
+	if (n > UINT16_MAX) {
+		n = UINT16_MAX;
+		r->c[i].text_len = 9;
+	}
+	if (r->c[i].text_len <= 8 && (c->features & ONEBIT_FEAT_INLINE))
+		flags |= ONEBIT_CQE_INLINE;
+	cqe = client_push(b, c, r->user_data, (int32_t)n, flags, (uint16_t)i);
+	cqe->u.progress.first = r->c[i].told;
+	cqe->u.progress.n = (uint16_t)n;
+	if (flags & ONEBIT_CQE_INLINE) {
+		cqe->u.progress.text_len = r->c[i].text_len;
+		memcpy(cqe->u.progress.text, r->c[i].text, r->c[i].text_len);
+	}
+	r->c[i].told += n;
+	r->c[i].text_len = untold(r, i) ? 9 : 0; /* what is left has text, not kept here */
+	for (uint32_t k = i; k < r->n_choices; k++)
+		more += untold(r, k);
 	hold(b, r, more != 0);
 }
 
@@ -187,8 +189,6 @@ static void write_summary(struct broker *b, struct request *r, const struct clie
 	out->queue_ns = r->queue_ns ? r->queue_ns - r->accepted_ns : 0;
 	out->first_ns = r->first_ns ? r->first_ns - r->accepted_ns : 0;
 	out->total_ns = b->now - r->accepted_ns;
-	memcpy(out->model_id, b->link[r->link].hello.model.model_id, sizeof(out->model_id));
-	out->contract = b->link[r->link].hello.model.contract;
 	for (uint32_t i = 0; i < r->n_choices; i++) {
 		uint8_t finish = (uint8_t)r->entry->done[i].finish;
 
@@ -198,6 +198,19 @@ static void write_summary(struct broker *b, struct request *r, const struct clie
 			finish = ONEBIT_FINISH_ERROR;
 		choice[i].finish = finish;
 	}
+}
+
+void request_name_model(struct broker *b, struct request *r)
+{
+	const struct client *c = client_of(b, r);
+	const struct onebit_model *m = &b->link[r->link].hello.model;
+	struct onebit_out *out;
+
+	if (!c || !request_has_records(r))
+		return;
+	out = (struct onebit_out *)(void *)(c->ring.out + r->out_off);
+	memcpy(out->model_id, m->model_id, sizeof(out->model_id));
+	out->contract = m->contract;
 }
 
 static void unlink_client(struct broker *b, struct request *r)
@@ -249,7 +262,8 @@ void request_end(struct broker *b, struct request *r, enum onebit_code code, int
 	assert(c);
 	if (request_has_records(r))
 		write_summary(b, r, c, code);
-	cqe = client_push(b, c, r->user_data, res, r->replayed ? ONEBIT_CQE_REPLAYED : 0);
+	cqe = client_push(b, c, r->user_data, res, r->replayed ? ONEBIT_CQE_REPLAYED : 0,
+			  0);
 	if (code != ONEBIT_E_OK)
 		cqe_fail(cqe, code, detail, retry_ms);
 	else

@@ -7,7 +7,6 @@
 #include "ring.h"
 
 #include <assert.h>
-#include <errno.h>
 #include <string.h>
 
 #include "onebit_ring.h"
@@ -17,26 +16,23 @@ void ring_init(struct ring *r, const struct attach *a, void *client_region, void
 	uint8_t *c = client_region, *d = daemon_region;
 
 	memset(r, 0, sizeof(*r));
-	r->sq_tail = (uint32_t *)(c + CLIENT_SQ_TAIL);
 	r->cq_head = (uint32_t *)(c + CLIENT_CQ_HEAD);
 	r->wake = (struct onebit_wake *)(c + CLIENT_WAKE);
 	r->sqes = (const struct onebit_sqe *)(c + a->sqes_off);
 	r->arena = c + a->arena_off;
 	r->sq_head = (uint32_t *)(d + DAEMON_SQ_HEAD);
 	r->state = (struct onebit_state *)(d + DAEMON_STATE);
-	r->cq_tail = (uint32_t *)(d + DAEMON_CQ_TAIL);
+	r->futex = (uint32_t *)(d + DAEMON_FUTEX);
 	r->cqes = (struct onebit_cqe *)(d + a->cqes_off);
 	r->out = d + a->out_off;
 	r->sq_entries = a->sq_entries;
 	r->cq_entries = a->cq_entries;
 	r->arena_bytes = a->arena_bytes;
 	r->out_bytes = a->out_bytes;
-	r->head = r->tail_seen = r->released = ONEBIT_INDEX_START;
+	r->head = r->released = ONEBIT_INDEX_START;
 	r->tail = r->told = r->head_seen = ONEBIT_INDEX_START;
-	onebit_store_relaxed(r->sq_tail, r->head);
 	onebit_store_relaxed(r->cq_head, r->tail);
 	onebit_store_relaxed(r->sq_head, r->head);
-	onebit_store_relaxed(r->cq_tail, r->tail);
 }
 
 void ring_welcome(const struct ring *r, const struct attach *a, struct onebit_welcome *w)
@@ -45,7 +41,6 @@ void ring_welcome(const struct ring *r, const struct attach *a, struct onebit_we
 	w->daemon_bytes = a->daemon_bytes;
 	w->sq_entries = r->sq_entries;
 	w->cq_entries = r->cq_entries;
-	w->sq_tail_off = CLIENT_SQ_TAIL;
 	w->cq_head_off = CLIENT_CQ_HEAD;
 	w->wake_off = CLIENT_WAKE;
 	w->sqes_off = a->sqes_off;
@@ -53,28 +48,18 @@ void ring_welcome(const struct ring *r, const struct attach *a, struct onebit_we
 	w->arena_bytes = a->arena_bytes;
 	w->sq_head_off = DAEMON_SQ_HEAD;
 	w->state_off = DAEMON_STATE;
-	w->cq_tail_off = DAEMON_CQ_TAIL;
+	w->futex_off = DAEMON_FUTEX;
 	w->cqes_off = a->cqes_off;
 	w->out_off = a->out_off;
 	w->out_bytes = a->out_bytes;
 }
 
-int ring_poll(struct ring *r, uint32_t *ahead)
+bool ring_poll(const struct ring *r)
 {
-	uint32_t tail;
+	const struct onebit_sqe *slot = &r->sqes[onebit_slot(r->head, r->sq_entries)];
 
-	if (r->head != r->tail_seen)
-		return 0;
-	/* Pairs with the client's release of sq_tail: every entry below it is written. */
-	tail = onebit_load_acquire(r->sq_tail);
-	if (tail == r->head)
-		return RING_EMPTY;
-	if (onebit_distance(r->head, tail) > r->sq_entries) {
-		*ahead = onebit_distance(r->head, tail);
-		return -EPROTO;
-	}
-	r->tail_seen = tail;
-	return 0;
+	/* Pairs with the client's release of seq: the rest of the entry and its block are written. */
+	return onebit_load_acquire(&slot->seq) == onebit_seq(r->head);
 }
 
 void ring_pop(struct ring *r, struct onebit_sqe *out)
@@ -112,15 +97,25 @@ uint32_t ring_room(struct ring *r, uint32_t want)
 		return room;
 	/* Pairs with the client's release of cq_head: it has read what lies below. */
 	head = onebit_load_acquire(r->cq_head);
-	/* Believed only inside what we have published; a lie costs the liar its own room. */
-	if (onebit_distance(head, r->told) <= onebit_distance(r->head_seen, r->told))
+	if (onebit_distance(r->head_seen, head) <= onebit_distance(r->head_seen, r->told))
 		r->head_seen = head;
+	else
+		r->ahead = onebit_distance(r->told, head);
 	return r->cq_entries - onebit_distance(r->head_seen, r->tail);
 }
 
-struct onebit_cqe *ring_push(struct ring *r)
+/* The word of a CQE that says whether it is there: flags and choice. */
+static uint32_t *mark_of(struct ring *r, uint32_t index)
 {
+	return (uint32_t *)(void *)&r->cqes[onebit_slot(index, r->cq_entries)].flags;
+}
+
+struct onebit_cqe *ring_push(struct ring *r, uint16_t flags, uint16_t choice)
+{
+	uint16_t absent = onebit_phase(r->tail, r->cq_entries) ^ ONEBIT_CQE_PHASE;
+
 	assert(onebit_distance(r->head_seen, r->tail) < r->cq_entries);
+	onebit_store_relaxed(mark_of(r, r->tail), (uint32_t)(flags | absent) | (uint32_t)choice << 16);
 	return &r->cqes[onebit_slot(r->tail++, r->cq_entries)];
 }
 
@@ -136,9 +131,23 @@ bool ring_unreaped(struct ring *r, uint32_t index)
 
 void ring_publish(struct ring *r)
 {
+	uint32_t i = r->tail;
+
+	/*
+	 * The newest first, the oldest last: a client that spins on the oldest finds all of them.
+	 * Pairs with its acquire of the same word: CQEs and out windows are written.
+	 */
+	while (i != r->told) {
+		uint32_t *mark = mark_of(r, --i);
+
+		onebit_store_release(mark, onebit_load_relaxed(mark) ^ ONEBIT_CQE_PHASE);
+	}
 	r->told = r->tail;
-	/* Pairs with the client's acquire of cq_tail: CQEs and out windows are written. */
-	onebit_store_release(r->cq_tail, r->tail);
+}
+
+void ring_rouse(struct ring *r)
+{
+	onebit_store_release(r->futex, ++r->sleeps);
 }
 
 uint32_t ring_need(const struct ring *r)

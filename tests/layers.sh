@@ -32,7 +32,7 @@ libdaemon: libbroker'
 core_may='memcpy memmove memset memcmp strlen strnlen strcmp strncmp memchr strchr
 snprintf vsnprintf malloc calloc free __assert_fail'
 # What compilers put in: long division, checks of the stack, of buffers, of a sanitizer.
-compiler='__u?(div|mod|divmod)ti4?3?|__stack_chk_fail|__(mem|str|v?snprintf)[a-z]*_chk|__(asan|ubsan|tsan|sanitizer)_.*'
+compiler='_GLOBAL_OFFSET_TABLE_|__u?(div|mod|divmod)ti4?3?|__stack_chk_fail|__(mem|str|v?snprintf)[a-z]*_chk|__(asan|ubsan|tsan|sanitizer)_.*'
 
 for layer in $layers; do
 	case $layer in *:) ;; *) continue ;; esac

@@ -60,7 +60,8 @@ static void env_close(void *ctx, uint32_t client, const struct onebit_error *why
 
 	c->closed = true;
 	c->why = *why;
-	drop_regions(c); /* whoever touches them now is found by the sanitizer */
+	if (!((struct core *)ctx)->keep)
+		drop_regions(c); /* whoever touches them now is found by the sanitizer */
 }
 
 static void env_mute(void *ctx, uint32_t client, bool mute)
@@ -247,13 +248,18 @@ int core_attach(struct core *k, uint32_t uid, const struct onebit_hello *h,
 	c->daemon = pages(a.daemon_bytes);
 	broker_attach(k->b, id, c->client, c->daemon, &c->w);
 	c->on = true;
-	c->sq_tail = c->cq_head = ONEBIT_INDEX_START;
+	c->sq_tail = c->sq_told = c->cq_head = ONEBIT_INDEX_START;
 	return (int)id;
 }
 
 void core_detach(struct core *k, int c)
 {
 	broker_detach(k->b, (uint32_t)c);
+	drop_regions(&k->c[c]);
+}
+
+void core_drop(struct core *k, int c)
+{
 	drop_regions(&k->c[c]);
 }
 
@@ -272,14 +278,21 @@ uint32_t core_flags(const struct core *k, int c)
 	return onebit_load_relaxed(word(k->c[c].daemon, k->c[c].w.state_off));
 }
 
+static struct onebit_sqe *sqe_at(const struct core_client *c, uint32_t index)
+{
+	return (struct onebit_sqe *)(void *)(c->client + c->w.sqes_off) +
+	       onebit_slot(index, c->w.sq_entries);
+}
+
 bool core_put(struct core *k, int i, const struct onebit_sqe *e)
 {
 	struct core_client *c = &k->c[i];
-	struct onebit_sqe *sqes = (struct onebit_sqe *)(void *)(c->client + c->w.sqes_off);
+	struct onebit_sqe copy = *e;
 
 	if (onebit_distance(core_taken(k, i), c->sq_tail) >= c->w.sq_entries)
 		return false;
-	sqes[onebit_slot(c->sq_tail++, c->w.sq_entries)] = *e;
+	copy.seq = ~onebit_seq(c->sq_tail); /* not there yet */
+	*sqe_at(c, c->sq_tail++) = copy;
 	return true;
 }
 
@@ -293,7 +306,9 @@ void core_publish(struct core *k, int i)
 {
 	struct core_client *c = &k->c[i];
 
-	onebit_store_release(word(c->client, c->w.sq_tail_off), c->sq_tail);
+	for (uint32_t at = c->sq_tail; at-- != c->sq_told;)
+		onebit_store_release(&sqe_at(c, at)->seq, onebit_seq(at));
+	c->sq_told = c->sq_tail;
 	onebit_fence();
 	if (core_flags(k, i) & ONEBIT_SQ_NEED_WAKEUP)
 		ring(k, i);
@@ -306,22 +321,37 @@ void core_submit(struct core *k, int c, const struct onebit_sqe *e)
 	core_publish(k, c);
 }
 
+static const struct onebit_cqe *cqe_at(const struct core_client *c, uint32_t index)
+{
+	return (const struct onebit_cqe *)(const void *)(c->daemon + c->w.cqes_off) +
+	       onebit_slot(index, c->w.cq_entries);
+}
+
+static bool is_there(const struct core_client *c, uint32_t index)
+{
+	const uint32_t *mark = (const uint32_t *)(const void *)&cqe_at(c, index)->flags;
+
+	return onebit_phase_is(onebit_load_acquire(mark), index, c->w.cq_entries);
+}
+
 uint32_t core_waiting(const struct core *k, int i)
 {
 	const struct core_client *c = &k->c[i];
+	uint32_t n = 0;
 
-	return onebit_distance(c->cq_head, onebit_load_acquire(word(c->daemon, c->w.cq_tail_off)));
+	while (n < c->w.cq_entries && is_there(c, c->cq_head + n))
+		n++;
+	return n;
 }
 
 bool core_reap(struct core *k, int i, struct onebit_cqe *cqe)
 {
 	struct core_client *c = &k->c[i];
-	const struct onebit_cqe *cqes;
 
-	if (c->closed || !core_waiting(k, i))
+	if (c->closed || !is_there(c, c->cq_head))
 		return false;
-	cqes = (const struct onebit_cqe *)(const void *)(c->daemon + c->w.cqes_off);
-	*cqe = cqes[onebit_slot(c->cq_head++, c->w.cq_entries)];
+	*cqe = *cqe_at(c, c->cq_head++);
+	cqe->flags &= (uint16_t)~ONEBIT_CQE_PHASE; /* the ring's own */
 	onebit_store_release(word(c->client, c->w.cq_head_off), c->cq_head);
 	onebit_fence();
 	if (core_flags(k, i) & ONEBIT_SQ_STALLED)

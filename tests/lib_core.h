@@ -8,8 +8,8 @@
 #include "loopback.h"
 
 /*
- * The broker's core on plain memory: clients are arrays, time is a number, what the core asks of its
- * environment is written down. An executor is either scripted by the test through executor.h, or
+ * The broker's core on plain memory: clients are arrays, time is a number, what the core asks of
+ * its environment is written down. An executor is either scripted by the test through executor.h, or
  * the loopback one, stepped here. One thread; several cores may live side by side.
  */
 enum { CORE_CLIENTS = 64 };
@@ -19,7 +19,7 @@ struct core_client {
 	bool muted;
 	uint8_t *client, *daemon; /* its two regions */
 	struct onebit_welcome w;
-	uint32_t sq_tail, cq_head;
+	uint32_t sq_tail, sq_told, cq_head; /* told: SQEs below it are marked as there */
 	unsigned wakes, mutes;
 	struct onebit_error why;
 };
@@ -42,6 +42,7 @@ struct core {
 		struct loopback *loop;
 		uint64_t due;
 	} x[2];
+	bool keep; /* a client that was thrown out keeps its regions until core_drop() */
 	bool loopback; /* executors are loopbacks, stepped by core_pass() */
 	struct loopback_options options;
 	unsigned reloads;
@@ -58,6 +59,7 @@ void core_hello(struct onebit_hello *h);
 int core_attach(struct core *k, uint32_t uid, const struct onebit_hello *h,
 		struct onebit_error *why);
 void core_detach(struct core *k, int c);
+void core_drop(struct core *k, int c); /* the regions of one that was thrown out */
 
 /* Write an SQE, do not publish it: false: the ring is full. */
 bool core_put(struct core *k, int c, const struct onebit_sqe *e);
@@ -68,7 +70,8 @@ void core_submit(struct core *k, int c, const struct onebit_sqe *e);
 uint32_t core_taken(const struct core *k, int c); /* sq_head */
 uint32_t core_flags(const struct core *k, int c); /* state.flags */
 uint32_t core_waiting(const struct core *k, int c); /* CQEs that can be reaped */
-/* Look at the oldest CQE and reap it; rings when SQEs are stalled. false: there is none. */
+/* Copy the oldest CQE, less its phase, and reap it; rings when SQEs are stalled. false: there is
+ * none. */
 bool core_reap(struct core *k, int c, struct onebit_cqe *cqe);
 /* Reap until a terminal came; progress on the way is counted in *more (may be NULL). */
 bool core_terminal(struct core *k, int c, struct onebit_cqe *cqe, unsigned *more);

@@ -506,8 +506,10 @@ struct onebit *e2e_open(const struct e2e *d, const struct onebit_options *option
 struct onebit_stats e2e_stats(struct onebit *o)
 {
 	struct onebit_stats s;
-	int ret = onebit_stats_read(o, &s);
+	int ret;
 
+	/* -EAGAIN: its writer lost the CPU in the middle of a line. */
+	until((ret = onebit_stats_read(o, &s)) != -EAGAIN, "the stats page is never whole");
 	must(!ret, "the stats page cannot be read: %d", ret);
 	return s;
 }

@@ -16,8 +16,8 @@
 #include "lib_fakedaemon.h"
 #include "onebit_ring.h"
 
-enum { SQ_TAIL = 0, CQ_HEAD = 128, WAKE = 256, SQES = 4096 };
-enum { SQ_HEAD = 0, STATE = 128, CQ_TAIL = 256, CQES = 4096 };
+enum { CQ_HEAD = 128, WAKE = 256, SQES = 4096 };
+enum { SQ_HEAD = 0, STATE = 128, FUTEX = 256, CQES = 4096 };
 
 static uint32_t *word(char *region, uint32_t off)
 {
@@ -113,7 +113,6 @@ static void welcome_fill(struct fake *f, struct onebit_welcome *w)
 		.features = f->hello.features_wanted & f->features,
 		.sq_entries = f->sq_entries,
 		.cq_entries = 2 * f->sq_entries,
-		.sq_tail_off = SQ_TAIL,
 		.cq_head_off = CQ_HEAD,
 		.wake_off = WAKE,
 		.sqes_off = SQES,
@@ -121,7 +120,7 @@ static void welcome_fill(struct fake *f, struct onebit_welcome *w)
 		.arena_bytes = f->area,
 		.sq_head_off = SQ_HEAD,
 		.state_off = STATE,
-		.cq_tail_off = CQ_TAIL,
+		.futex_off = FUTEX,
 		.cqes_off = CQES,
 		.out_off = CQES + up_page(f->sq_entries * 64),
 		.out_bytes = f->area,
@@ -160,9 +159,8 @@ void fake_accept(struct fake *f)
 	munmap(stats, 4096);
 	f->state = (struct onebit_state *)(f->daemon + STATE);
 	f->state->state = ONEBIT_STATE_READY;
-	f->sq_head = f->cq_tail = ONEBIT_INDEX_START;
-	*word(f->client, SQ_TAIL) = *word(f->client, CQ_HEAD) = ONEBIT_INDEX_START;
-	*word(f->daemon, SQ_HEAD) = *word(f->daemon, CQ_TAIL) = ONEBIT_INDEX_START;
+	f->sq_head = f->cq_tail = FAKE_START;
+	*word(f->client, CQ_HEAD) = *word(f->daemon, SQ_HEAD) = FAKE_START;
 	fds[0] = f->client_fd;
 	fds[1] = f->daemon_fd;
 	fds[2] = f->doorbell;
@@ -222,12 +220,12 @@ void fake_goodbye(struct fake *f, unsigned code)
 
 bool fake_pop(struct fake *f, struct onebit_sqe *sqe)
 {
-	uint32_t tail = onebit_load_acquire(word(f->client, SQ_TAIL));
+	const struct onebit_sqe *slot = (struct onebit_sqe *)(f->client + SQES) +
+					onebit_slot(f->sq_head, f->sq_entries);
 
-	assert(onebit_distance(f->sq_head, tail) <= f->sq_entries);
-	if (tail == f->sq_head)
+	if (onebit_load_acquire(&slot->seq) != onebit_seq(f->sq_head))
 		return false;
-	*sqe = ((struct onebit_sqe *)(f->client + SQES))[onebit_slot(f->sq_head, f->sq_entries)];
+	*sqe = *slot;
 	onebit_store_release(word(f->daemon, SQ_HEAD), ++f->sq_head);
 	return true;
 }
@@ -243,19 +241,46 @@ const struct onebit_params *fake_params(const struct fake *f, const struct onebi
 	return (const struct onebit_params *)fake_block(f, sqe);
 }
 
+static struct onebit_cqe *cqe_slot(const struct fake *f)
+{
+	return (struct onebit_cqe *)(f->daemon + CQES) + onebit_slot(f->cq_tail, 2 * f->sq_entries);
+}
+
+/* flags and choice, as one word. */
+static uint32_t mark_with(const struct onebit_cqe *cqe, uint16_t phase)
+{
+	return ((cqe->flags & ~ONEBIT_CQE_PHASE) | phase) | (uint32_t)cqe->choice << 16;
+}
+
+void fake_prepare(struct fake *f, const struct onebit_cqe *cqe)
+{
+	uint32_t entries = 2 * f->sq_entries;
+	uint16_t absent = onebit_phase(f->cq_tail, entries) ^ ONEBIT_CQE_PHASE;
+	struct onebit_cqe *slot = cqe_slot(f);
+
+	assert(onebit_distance(onebit_load_acquire(word(f->client, CQ_HEAD)), f->cq_tail) < entries);
+	onebit_store_relaxed((uint32_t *)(void *)&slot->flags, mark_with(cqe, absent));
+	slot->user_data = cqe->user_data;
+	slot->res = cqe->res;
+	slot->u = cqe->u;
+}
+
 void fake_push(struct fake *f, const struct onebit_cqe *cqe)
 {
 	struct onebit_wake *wake = (struct onebit_wake *)(f->client + WAKE);
-	uint32_t entries = 2 * f->sq_entries, *tail = word(f->daemon, CQ_TAIL), need;
+	uint32_t *futex = word(f->daemon, FUTEX), need;
 	struct onebit_msg m = { .type = ONEBIT_MSG_NOTIFY, .size = sizeof(m) };
 
-	assert(onebit_distance(onebit_load_acquire(word(f->client, CQ_HEAD)), f->cq_tail) < entries);
-	((struct onebit_cqe *)(f->daemon + CQES))[onebit_slot(f->cq_tail, entries)] = *cqe;
-	onebit_store_release(tail, ++f->cq_tail);
+	fake_prepare(f, cqe);
+	onebit_store_release((uint32_t *)(void *)&cqe_slot(f)->flags,
+			     mark_with(cqe, onebit_phase(f->cq_tail, 2 * f->sq_entries)));
+	f->cq_tail++;
 	onebit_fence();
 	need = onebit_load_relaxed(&wake->need);
-	if (need & ONEBIT_WAKE_FUTEX)
-		syscall(SYS_futex, tail, FUTEX_WAKE, 1, NULL, NULL, 0);
+	if (need & ONEBIT_WAKE_FUTEX) {
+		onebit_store_release(futex, onebit_load_relaxed(futex) + 1);
+		syscall(SYS_futex, futex, FUTEX_WAKE, 1, NULL, NULL, 0);
+	}
 	if (need & ONEBIT_WAKE_NOTIFY)
 		send(f->sock, &m, sizeof(m), MSG_DONTWAIT | MSG_NOSIGNAL);
 }

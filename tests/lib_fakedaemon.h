@@ -14,6 +14,8 @@
  * from the test's own thread, in turns with the library.
  */
 #define FAKE_AREA (64u << 10)
+/* Its rings start closer to the wrap than the real ones, so that a few hundred entries cross it. */
+#define FAKE_START 0xffffff00u
 
 struct fake {
 	char dir[64];
@@ -56,6 +58,8 @@ void fake_goodbye(struct fake *f, unsigned code);
 bool fake_pop(struct fake *f, struct onebit_sqe *sqe);
 const char *fake_block(const struct fake *f, const struct onebit_sqe *sqe);
 const struct onebit_params *fake_params(const struct fake *f, const struct onebit_sqe *sqe);
+/* Write a CQE that is not marked as there; fake_push() writes the same slot. */
+void fake_prepare(struct fake *f, const struct onebit_cqe *cqe);
 /* Publish a CQE and wake whom the client named. */
 void fake_push(struct fake *f, const struct onebit_cqe *cqe);
 /* Write the window's header, from the resume table on; tell ACCEPTED when `tell`. */

@@ -84,7 +84,7 @@ int raw_map(struct raw *r)
 	if (!r->c || !r->d)
 		return -errno;
 	r->sq_tail = onebit_load_acquire((const uint32_t *)(const void *)(r->d + r->w.sq_head_off));
-	r->cq_head = onebit_load_acquire((const uint32_t *)(const void *)(r->d + r->w.cq_tail_off));
+	r->cq_head = r->sq_tail;
 	return 0;
 }
 
@@ -151,16 +151,29 @@ void raw_ring(const struct raw *r)
 bool raw_submit(struct raw *r, const struct onebit_sqe *e)
 {
 	struct onebit_sqe *sqes = (struct onebit_sqe *)(void *)(r->c + r->w.sqes_off);
+	struct onebit_sqe *slot = &sqes[onebit_slot(r->sq_tail, r->w.sq_entries)];
+	struct onebit_sqe copy = *e;
 
 	if (onebit_distance(onebit_load_acquire(theirs(r, r->w.sq_head_off)), r->sq_tail) >=
 	    r->w.sq_entries)
 		return false;
-	sqes[onebit_slot(r->sq_tail++, r->w.sq_entries)] = *e;
-	onebit_store_release(ours(r, r->w.sq_tail_off), r->sq_tail);
+	copy.seq = ~onebit_seq(r->sq_tail); /* not there before all of it is */
+	*slot = copy;
+	onebit_store_release(&slot->seq, onebit_seq(r->sq_tail++));
 	onebit_fence();
 	if (onebit_load_relaxed(theirs(r, r->w.state_off)) & ONEBIT_SQ_NEED_WAKEUP)
 		raw_ring(r);
 	return true;
+}
+
+void raw_again(struct raw *r)
+{
+	uint32_t i = r->sq_tail - 1;
+	struct onebit_sqe *sqes = (struct onebit_sqe *)(void *)(r->c + r->w.sqes_off);
+
+	onebit_store_release(&sqes[onebit_slot(i, r->w.sq_entries)].seq, onebit_seq(i));
+	onebit_fence();
+	raw_ring(r);
 }
 
 static bool is_gone(const struct raw *r)
@@ -170,15 +183,25 @@ static bool is_gone(const struct raw *r)
 	return poll(&p, 1, 0) > 0 && (p.revents & (POLLHUP | POLLRDHUP | POLLERR));
 }
 
+/* The oldest CQE, NULL: not there yet. */
+static const struct onebit_cqe *oldest(const struct raw *r)
+{
+	uint32_t off = r->w.cqes_off + onebit_slot(r->cq_head, r->w.cq_entries) * (uint32_t)sizeof(struct onebit_cqe);
+	uint32_t mark = onebit_load_acquire(theirs(r, off + (uint32_t)offsetof(struct onebit_cqe, flags)));
+
+	return onebit_phase_is(mark, r->cq_head, r->w.cq_entries) ? (const void *)(r->d + off) : NULL;
+}
+
 bool raw_terminal(struct raw *r, struct onebit_cqe *cqe)
 {
-	const struct onebit_cqe *cqes = (const void *)(r->d + r->w.cqes_off);
+	const struct onebit_cqe *q;
 	struct timespec nap = { .tv_nsec = 200000 };
 
 	for (int i = 0; i < PATIENCE; i++) {
-		while (onebit_load_acquire(theirs(r, r->w.cq_tail_off)) != r->cq_head) {
-			*cqe = cqes[onebit_slot(r->cq_head++, r->w.cq_entries)];
-			onebit_store_release(ours(r, r->w.cq_head_off), r->cq_head);
+		while ((q = oldest(r))) {
+			*cqe = *q;
+			cqe->flags &= (uint16_t)~ONEBIT_CQE_PHASE; /* the ring's own */
+			onebit_store_release(ours(r, r->w.cq_head_off), ++r->cq_head);
 			onebit_fence();
 			if (onebit_load_relaxed(theirs(r, r->w.state_off)) & ONEBIT_SQ_STALLED)
 				raw_ring(r);
@@ -235,8 +258,8 @@ struct block {
 	char text[RAW_BLOCK_BYTES - sizeof(struct onebit_params) - sizeof(struct onebit_segment)];
 };
 
-struct onebit_sqe raw_generate(struct raw *r, const char *text, uint32_t max_tokens, uint32_t in_off,
-			       uint32_t out_off, uint64_t user_data)
+struct onebit_sqe raw_generate(struct raw *r, const char *text, uint32_t max_tokens,
+			       uint32_t in_off, uint32_t out_off, uint64_t user_data)
 {
 	struct block t;
 

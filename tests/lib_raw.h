@@ -32,6 +32,8 @@ void raw_detach(struct raw *r);
 /* Put, publish, ring when told to. false: the ring is full. */
 bool raw_submit(struct raw *r, const struct onebit_sqe *e);
 void raw_ring(const struct raw *r);
+/* Mark the newest SQE as there once more, whatever has become of it, and ring. */
+void raw_again(struct raw *r);
 /* Wait for the next terminal CQE, reaping; progress on the way is dropped. false: the socket was
  * closed, or nothing came for a minute. */
 bool raw_terminal(struct raw *r, struct onebit_cqe *cqe);
@@ -41,8 +43,8 @@ int32_t raw_query(struct raw *r, uint64_t topic, void *answer, uint32_t len);
 /* A GENERATE of `text` in the arena at in_off, its window at out_off. */
 #define RAW_BLOCK_BYTES 512u
 #define RAW_WINDOW_BYTES 16384u
-struct onebit_sqe raw_generate(struct raw *r, const char *text, uint32_t max_tokens, uint32_t in_off,
-			       uint32_t out_off, uint64_t user_data);
+struct onebit_sqe raw_generate(struct raw *r, const char *text, uint32_t max_tokens,
+			       uint32_t in_off, uint32_t out_off, uint64_t user_data);
 /* Is the window the loopback executor's whole answer to that block? */
 bool raw_is_answer(struct raw *r, uint32_t in_off, uint32_t out_off);
 /* A fresh client attaches, does a NOP and a GENERATE, and gets the right answer. NULL, or what

@@ -146,6 +146,9 @@ static void env_wake_client(void *ctx, uint32_t id, uint32_t need)
 	}
 	if (!need || (need & ~(ONEBIT_WAKE_FUTEX | ONEBIT_WAKE_NOTIFY)))
 		sim_fail(s, "woke client %u with need %#x", id, need);
+	if ((need & ONEBIT_WAKE_FUTEX) && sim_client_futex(c) == c->futex_woken)
+		sim_fail(s, "client %u was woken by a futex word that had not changed", id);
+	c->futex_woken = sim_client_futex(c);
 	if (c->state != SIM_LIVE || c->woken)
 		return;
 	c->woken = true;

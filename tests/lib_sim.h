@@ -77,7 +77,8 @@ struct sim_request {
 };
 
 enum sim_client_state { SIM_ABSENT, SIM_LIVE, SIM_DEAD };
-enum sim_client_step { SIM_THINK, SIM_PUBLISHED, SIM_REAPED, SIM_ARMED, SIM_ASLEEP, SIM_RESTING };
+enum sim_client_step { SIM_THINK, SIM_MARKING, SIM_PUBLISHED, SIM_REAPED, SIM_ARMED, SIM_LOOKED,
+		       SIM_ASLEEP, SIM_RESTING };
 struct sim_client {
 	enum sim_client_state state;
 	enum sim_client_step step;
@@ -88,6 +89,9 @@ struct sim_client {
 	struct onebit_welcome w;
 	uint8_t *client, *daemon; /* the regions */
 	uint32_t sq_tail, cq_head;
+	uint32_t sq_told, sq_marked; /* marked are SQEs below the one and from the other on */
+	uint32_t futex_seen, futex_woken; /* the futex word: before arming, at the last wake-up */
+	uint64_t broken_ns;
 	uint32_t out_slot;
 	uint32_t n_unfinished;
 	uint64_t next_user_data;
@@ -167,6 +171,8 @@ uint64_t sim_client_time(const struct sim_client *c);
 void sim_client_step(struct sim *s, struct sim_client *c);
 void sim_client_hangup(struct sim *s, struct sim_client *c); /* the broker hears of its end */
 void sim_client_forget(struct sim *s, struct sim_client *c);
+uint32_t sim_client_waiting(const struct sim_client *c); /* CQEs that are there */
+uint32_t sim_client_futex(const struct sim_client *c); /* the word it sleeps on */
 /* A place for a request, or NULL; and the request that has this user_data, or NULL. */
 struct sim_request *sim_client_find(struct sim_client *c, uint64_t user_data);
 

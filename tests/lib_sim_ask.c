@@ -204,7 +204,7 @@ static void spoil(struct sim *s, struct sim_request *r)
 	case 3: e->reserved0 = 1; break;
 	case 4: e->buf_index = 1; break;
 	case 5: e->reserved1 = 1; break;
-	case 6: e->reserved2 = 1; break;
+	case 6: e->reserved3[0] = 1; break;
 	case 7: e->reserved3[1] = 1; break;
 	case 8: e->out_off++; break;
 	case 9: e->in_len = UINT32_MAX; break;

@@ -16,6 +16,37 @@ static uint32_t *word(uint8_t *region, uint32_t off)
 	return (uint32_t *)(void *)(region + off);
 }
 
+static struct onebit_sqe *sqe_at(const struct sim_client *c, uint32_t index)
+{
+	return (struct onebit_sqe *)(void *)(c->client + c->w.sqes_off) +
+	       onebit_slot(index, c->w.sq_entries);
+}
+
+static void mark(const struct sim_client *c, uint32_t index)
+{
+	onebit_store_release(&sqe_at(c, index)->seq, onebit_seq(index));
+}
+
+uint32_t sim_client_waiting(const struct sim_client *c)
+{
+	const struct onebit_cqe *cqes = (const void *)(c->daemon + c->w.cqes_off);
+	uint32_t n;
+
+	for (n = 0; n < c->w.cq_entries; n++) {
+		uint32_t i = c->cq_head + n;
+		const void *at = &cqes[onebit_slot(i, c->w.cq_entries)].flags;
+
+		if (!onebit_phase_is(onebit_load_acquire(at), i, c->w.cq_entries))
+			break;
+	}
+	return n;
+}
+
+uint32_t sim_client_futex(const struct sim_client *c)
+{
+	return onebit_load_relaxed(word(c->daemon, c->w.futex_off));
+}
+
 static struct onebit_wake *wake_of(const struct sim_client *c)
 {
 	return (struct onebit_wake *)(void *)(c->client + c->w.wake_off);
@@ -122,8 +153,8 @@ static void attach(struct sim *s, struct sim_client *c)
 	c->wake_kind = sim_chance(s, 50) ? ONEBIT_WAKE_FUTEX : ONEBIT_WAKE_NOTIFY;
 	memset(&c->w, 0, sizeof(c->w));
 	broker_attach(s->b, id, c->client, c->daemon, &c->w);
-	c->sq_tail = *word(c->daemon, c->w.sq_head_off);
-	c->cq_head = *word(c->daemon, c->w.cq_tail_off);
+	c->sq_tail = c->sq_told = c->cq_head = *word(c->daemon, c->w.sq_head_off);
+	c->futex_woken = sim_client_futex(c);
 	if (c->w.client_bytes != a.client_bytes || c->w.daemon_bytes != a.daemon_bytes ||
 	    c->w.arena_bytes != h.arena_bytes || c->w.out_bytes != h.out_bytes ||
 	    c->w.sq_entries != h.sq_entries || c->w.cq_entries < 2 * h.sq_entries)
@@ -150,9 +181,7 @@ static void scribble(struct sim *s, struct sim_client *c)
 
 static bool submit(struct sim *s, struct sim_client *c)
 {
-	struct onebit_sqe *sqes = (struct onebit_sqe *)(void *)(c->client + c->w.sqes_off);
 	uint32_t n, i, head = onebit_load_acquire(word(c->daemon, c->w.sq_head_off));
-	bool any = false;
 
 	for (n = 1 + sim_below(s, 4); n && s->ops_left; n--) {
 		for (i = 0; i < SIM_REQUESTS && c->r[i].used; i++)
@@ -165,24 +194,32 @@ static bool submit(struct sim *s, struct sim_client *c)
 		c->r[i].deaths_then = s->deaths;
 		c->r[i].world_deaths_then = s->world_deaths;
 		c->r[i].index = c->sq_tail;
-		sqes[onebit_slot(c->sq_tail, c->w.sq_entries)] = c->r[i].sqe;
+		*sqe_at(c, c->sq_tail) = c->r[i].sqe;
+		sqe_at(c, c->sq_tail)->seq = ~onebit_seq(c->sq_tail); /* not there yet */
 		c->sq_tail++;
 		c->n_unfinished++;
 		s->ops_left--;
-		any = true;
 	}
-	if (any)
-		onebit_store_release(word(c->client, c->w.sq_tail_off), c->sq_tail);
-	return any;
+	c->sq_marked = c->sq_tail;
+	return c->sq_tail != c->sq_told;
+}
+
+/* One mark a step, the newest first, so that the daemon sees each stage. */
+static bool mark_next(struct sim_client *c)
+{
+	mark(c, --c->sq_marked);
+	if (c->sq_marked != c->sq_told)
+		return true;
+	c->sq_told = c->sq_tail;
+	return false;
 }
 
 static bool reap(struct sim *s, struct sim_client *c)
 {
 	struct onebit_cqe *cqes = (struct onebit_cqe *)(void *)(c->daemon + c->w.cqes_off);
-	uint32_t tail = onebit_load_acquire(word(c->daemon, c->w.cq_tail_off)), n;
+	uint32_t n = sim_client_waiting(c);
 
 	sim_check_cq(s, c);
-	n = onebit_distance(c->cq_head, tail);
 	if (!n || s->failure[0])
 		return false;
 	n = 1 + sim_below(s, n);
@@ -197,27 +234,48 @@ static bool reap(struct sim *s, struct sim_client *c)
 /* Junk in all that a client may write, and a doorbell that means nothing. */
 static void be_hostile(struct sim *s, struct sim_client *c)
 {
-	uint32_t i, n = 1 + sim_below(s, 64);
+	uint32_t i, n = 1 + sim_below(s, 64), head;
 
 	for (i = 0; i < n; i++)
 		*word(c->client, 4 * sim_below(s, c->w.client_bytes / 4)) =
 			sim_chance(s, 50) ? (uint32_t)sim_random(s) : sim_below(s, 16);
-	if (!sim_chance(s, 10)) /* otherwise the index is junk, and that is the end */
-		*word(c->client, c->w.sq_tail_off) = *word(c->daemon, c->w.sq_head_off) +
-						     sim_below(s, c->w.sq_entries + 1);
+	/* The junk in so many slots is there, in some others it is of another lap. */
+	head = *word(c->daemon, c->w.sq_head_off);
+	n = sim_below(s, c->w.sq_entries + 1);
+	for (i = 0; i < n; i++)
+		mark(c, head + i);
+	for (i = sim_below(s, 4); i; i--)
+		mark(c, head + sim_below(s, 4 * c->w.sq_entries) - 2 * c->w.sq_entries);
 	if (sim_chance(s, 30))
-		*word(c->client, c->w.cq_head_off) = *word(c->daemon, c->w.cq_tail_off);
+		c->cq_head += sim_client_waiting(c);
+	/* Otherwise the index is junk, and when it is looked at that is the end. */
+	*word(c->client, c->w.cq_head_off) = sim_chance(s, 95) ? c->cq_head : (uint32_t)sim_random(s);
 	c->doorbell = c->rang = true;
 	c->at = s->finishing ? SIM_NEVER : s->now + sim_below(s, sim_chance(s, 90) ? 50000 : 5000000);
 }
 
+/* NOPs without end, none reaped: the daemon must come to look at cq_head. */
+static void press_on(struct sim *s, struct sim_client *c)
+{
+	uint32_t head = onebit_load_acquire(word(c->daemon, c->w.sq_head_off));
+
+	while (onebit_distance(head, c->sq_tail) < c->w.sq_entries) {
+		memset(sqe_at(c, c->sq_tail), 0, offsetof(struct onebit_sqe, seq));
+		mark(c, c->sq_tail++);
+	}
+	c->doorbell = c->rang = true;
+	c->at = s->now + sim_below(s, 1000000);
+}
+
+/* So far ahead that it stays ahead, whatever the daemon publishes before it looks. */
 static void break_index(struct sim *s, struct sim_client *c)
 {
 	sim_trace(s, "client %u breaks its index", c->id);
-	c->broken = c->doorbell = c->rang = true;
-	onebit_store_release(word(c->client, c->w.sq_tail_off),
-			     c->sq_tail + c->w.sq_entries + 1 + sim_below(s, 1000000));
-	c->at = s->now + 1000000000;
+	c->broken = true;
+	c->broken_ns = s->now;
+	onebit_store_release(word(c->client, c->w.cq_head_off),
+			     c->cq_head + 2 * c->w.cq_entries + 1 + sim_below(s, 1000000));
+	press_on(s, c);
 }
 
 static void think(struct sim *s, struct sim_client *c)
@@ -226,9 +284,12 @@ static void think(struct sim *s, struct sim_client *c)
 		be_hostile(s, c);
 		return;
 	}
+	if (c->broken && s->now - c->broken_ns < 1000000000) {
+		press_on(s, c);
+		return;
+	}
 	if (c->broken) {
-		/* A stalled ring is not looked at, whatever its index says. */
-		if (!(flags_of(c) & ONEBIT_SQ_STALLED) && !c->muted)
+		if (!c->muted)
 			sim_fail(s, "client %u broke its index a second ago and is attached", c->id);
 		c->state = SIM_DEAD;
 		c->at = s->now;
@@ -257,22 +318,33 @@ static void think(struct sim *s, struct sim_client *c)
 		return;
 	}
 	if (s->ops_left && sim_chance(s, 50) && submit(s, c)) {
-		c->step = SIM_PUBLISHED;
+		c->step = SIM_MARKING;
 		return;
 	}
+	c->woken = false;
+	c->futex_seen = sim_client_futex(c);
 	onebit_store_relaxed(&wake_of(c)->need, c->wake_kind);
 	c->step = SIM_ARMED;
 }
 
+static void stay_awake(struct sim_client *c)
+{
+	onebit_store_relaxed(&wake_of(c)->need, 0);
+	c->step = SIM_THINK;
+}
+
+/* After the last look at the CQ. What comes in between has left its trace, or is slept over. */
 static void fall_asleep(struct sim *s, struct sim_client *c)
 {
-	if (onebit_load_acquire(word(c->daemon, c->w.cq_tail_off)) != c->cq_head) {
-		onebit_store_relaxed(&wake_of(c)->need, 0);
-		c->step = SIM_THINK;
+	bool stays = c->wake_kind == ONEBIT_WAKE_FUTEX ? sim_client_futex(c) != c->futex_seen
+						       : c->woken; /* the message waits */
+
+	if (stays) {
+		stay_awake(c);
 		return;
 	}
 	c->step = SIM_ASLEEP;
-	c->woken = false; /* a wake-up before the sleep wakes nobody */
+	c->woken = false; /* a FUTEX_WAKE before the sleep wakes nobody */
 	c->at = SIM_NEVER;
 	if (!s->finishing && (!c->n_unfinished || c->nervous || sim_chance(s, 30)))
 		c->at = s->now + sim_below(s, c->nervous ? 20000 : 5000000);
@@ -299,6 +371,10 @@ void sim_client_step(struct sim *s, struct sim_client *c)
 	case SIM_THINK:
 		think(s, c);
 		break;
+	case SIM_MARKING:
+		if (!mark_next(c))
+			c->step = SIM_PUBLISHED;
+		break;
 	case SIM_PUBLISHED:
 		if (flags_of(c) & ONEBIT_SQ_NEED_WAKEUP)
 			c->doorbell = c->rang = true;
@@ -310,12 +386,17 @@ void sim_client_step(struct sim *s, struct sim_client *c)
 		c->step = SIM_THINK;
 		break;
 	case SIM_ARMED:
+		if (sim_client_waiting(c))
+			stay_awake(c);
+		else
+			c->step = SIM_LOOKED;
+		break;
+	case SIM_LOOKED:
 		fall_asleep(s, c);
 		break;
 	case SIM_ASLEEP:
 	case SIM_RESTING:
-		onebit_store_relaxed(&wake_of(c)->need, 0);
-		c->step = SIM_THINK;
+		stay_awake(c);
 		break;
 	}
 }

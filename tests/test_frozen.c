@@ -156,6 +156,7 @@ END_TEST
 /* ---- a daemon of version 1.0 ---- */
 
 enum { SQ = 64, CQ = 128, AREA = 262144 };
+#define START 0xffffff00u /* the daemon's to choose; the client goes by sq_head */
 
 /* Everything a client may see of it, at offsets that today's daemon does not use. */
 static const struct onebit_welcome old_welcome = {
@@ -168,7 +169,6 @@ static const struct onebit_welcome old_welcome = {
 	.daemon_bytes = 16384 + AREA,
 	.sq_entries = SQ,
 	.cq_entries = CQ,
-	.sq_tail_off = 64,
 	.cq_head_off = 512,
 	.wake_off = 1024,
 	.sqes_off = 8192,
@@ -176,7 +176,7 @@ static const struct onebit_welcome old_welcome = {
 	.arena_bytes = AREA,
 	.sq_head_off = 320,
 	.state_off = 640,
-	.cq_tail_off = 960,
+	.futex_off = 960,
 	.cqes_off = 8192,
 	.out_off = 16384,
 	.out_bytes = AREA,
@@ -205,7 +205,7 @@ static int send_welcome(int s, const struct onebit_welcome *w, const int fds[3])
 
 /*
  * Serves one client, NOP and ECHO, by looking at its ring every millisecond; it wants no doorbell and
- * wakes nobody, which the contract's timeouts must survive. Returns what it makes of the client.
+ * wakes by the futex word alone. Returns what it makes of the client.
  */
 static int old_daemon(int listener)
 {
@@ -214,7 +214,7 @@ static int old_daemon(int listener)
 	struct onebit_state *state;
 	struct onebit_cqe *cqes;
 	char *c, *d;
-	__u32 sq_head = ONEBIT_INDEX_START, cq_tail = ONEBIT_INDEX_START;
+	__u32 sq_head = START, cq_tail = START, *futex;
 	int fds[3], s = accept(listener, NULL, NULL);
 
 	if (s < 0 || recv(s, &h, sizeof(h), MSG_TRUNC) != (ssize_t)sizeof(h))
@@ -238,10 +238,9 @@ static int old_daemon(int listener)
 	state->state = ONEBIT_STATE_READY;
 	state->epoch = w.epoch;
 	cqes = (struct onebit_cqe *)(d + w.cqes_off);
+	futex = (__u32 *)(d + w.futex_off);
+	/* The client starts from this. */
 	onebit_store_release((__u32 *)(d + w.sq_head_off), sq_head);
-	onebit_store_release((__u32 *)(d + w.cq_tail_off), cq_tail);
-	/* The client starts from these; it writes its own two before it publishes. */
-	onebit_store_release((__u32 *)(c + w.sq_tail_off), sq_head);
 	onebit_store_release((__u32 *)(c + w.cq_head_off), cq_tail);
 	w.features = h.features_wanted & ONEBIT_FEAT_INLINE;
 	if (send_welcome(s, &w, fds))
@@ -250,11 +249,16 @@ static int old_daemon(int listener)
 	for (;;) {
 		struct pollfd p = { .fd = s, .events = POLLIN };
 
-		while (onebit_load_acquire((__u32 *)(c + w.sq_tail_off)) != sq_head) {
-			struct onebit_sqe e;
-			struct onebit_cqe r = { 0 };
+		for (;;) {
+			const struct onebit_wake *wake = (const void *)(c + w.wake_off);
+			struct onebit_sqe *sqe = (struct onebit_sqe *)(c + w.sqes_off) +
+						 onebit_slot(sq_head, SQ), e;
+			struct onebit_cqe r = { 0 }, *cqe = &cqes[onebit_slot(cq_tail, CQ)];
+			__u16 phase = onebit_phase(cq_tail, CQ);
 
-			memcpy(&e, c + w.sqes_off + onebit_slot(sq_head, SQ) * sizeof(e), sizeof(e));
+			if (onebit_load_acquire(&sqe->seq) != onebit_seq(sq_head))
+				break;
+			e = *sqe;
 			onebit_store_release((__u32 *)(d + w.sq_head_off), ++sq_head);
 			r.user_data = e.user_data;
 			if (e.op == ONEBIT_OP_ECHO && e.in_len <= e.out_len &&
@@ -267,9 +271,15 @@ static int old_daemon(int listener)
 				r.u.end.layer = ONEBIT_LAYER_RING;
 				r.u.end.detail = e.op;
 			}
-			cqes[onebit_slot(cq_tail, CQ)] = r;
-			onebit_store_release((__u32 *)(d + w.cq_tail_off), ++cq_tail);
-			syscall(SYS_futex, d + w.cq_tail_off, FUTEX_WAKE, 1, NULL, NULL, 0);
+			r.flags = phase ^ ONEBIT_CQE_PHASE; /* not there before all of it is */
+			*cqe = r;
+			onebit_store_release((__u32 *)(void *)&cqe->flags, phase);
+			cq_tail++;
+			onebit_fence();
+			if (!(onebit_load_relaxed(&wake->need) & ONEBIT_WAKE_FUTEX))
+				continue;
+			onebit_store_release(futex, onebit_load_relaxed(futex) + 1);
+			syscall(SYS_futex, futex, FUTEX_WAKE, 1, NULL, NULL, 0);
 		}
 		if (poll(&p, 1, 1) == 1)
 			return recv(s, &h, 1, 0) == 0 ? 0 : 6;

@@ -12,6 +12,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/epoll.h>
+#include <sys/resource.h>
 #include <time.h>
 #include <unistd.h>
 #include "lib_fakedaemon.h"
@@ -146,12 +147,13 @@ static const char *const bend_names[] = {
 	"daemon_bytes beyond the file", "client_bytes 0", "daemon_bytes 0", "stats_bytes small",
 	"stats_bytes beyond the file", "sq_entries 0", "sq_entries not a power of two",
 	"sq_entries too many", "cq_entries 0", "cq_entries not a power of two", "cq_entries too many",
-	"cq_entries too few", "sq_tail outside", "sq_tail misaligned", "cq_head on sq_tail",
+	"cq_entries too few", "cq_head outside", "cq_head misaligned", "cq_head on sqes",
 	"wake outside", "wake on cq_head", "sqes outside", "sqes misaligned", "arena outside",
 	"arena on sqes", "arena_bytes small", "arena_bytes large", "sq_head outside",
-	"sq_head misaligned", "state outside", "state misaligned", "cq_tail on state", "cqes outside",
+	"sq_head misaligned", "state outside", "state misaligned", "futex outside", "futex misaligned",
+	"futex on state", "cqes outside",
 	"cqes misaligned", "out outside", "out on cqes", "out_bytes small", "out_bytes large",
-	"reserved0", "reserved[0]", "reserved[4]", "two descriptors", "no descriptor",
+	"reserved0", "reserved1", "reserved[0]", "reserved[4]", "two descriptors", "no descriptor",
 	"stats descriptor missing", "one byte short", "right",
 };
 #define BENDS (sizeof(bend_names) / sizeof(bend_names[0]))
@@ -181,9 +183,9 @@ static void bend(struct fake *f, struct onebit_welcome *w, int nr)
 	IS("cq_entries not a power of two") w->cq_entries = 33;
 	IS("cq_entries too many") w->cq_entries = 8192;
 	IS("cq_entries too few") w->cq_entries = 16;
-	IS("sq_tail outside") w->sq_tail_off = w->client_bytes - 2;
-	IS("sq_tail misaligned") w->sq_tail_off = 2;
-	IS("cq_head on sq_tail") w->cq_head_off = w->sq_tail_off;
+	IS("cq_head outside") w->cq_head_off = w->client_bytes - 2;
+	IS("cq_head misaligned") w->cq_head_off = 2;
+	IS("cq_head on sqes") w->cq_head_off = w->sqes_off + 44;
 	IS("wake outside") w->wake_off = w->client_bytes - 4;
 	IS("wake on cq_head") w->wake_off = w->cq_head_off - 4;
 	IS("sqes outside") w->sqes_off = w->client_bytes - 64;
@@ -196,7 +198,9 @@ static void bend(struct fake *f, struct onebit_welcome *w, int nr)
 	IS("sq_head misaligned") w->sq_head_off = 1;
 	IS("state outside") w->state_off = w->daemon_bytes - 24;
 	IS("state misaligned") w->state_off += 4;
-	IS("cq_tail on state") w->cq_tail_off = w->state_off + 4;
+	IS("futex outside") w->futex_off = w->daemon_bytes;
+	IS("futex misaligned") w->futex_off += 2;
+	IS("futex on state") w->futex_off = w->state_off + 4;
 	IS("cqes outside") w->cqes_off = w->daemon_bytes - 32;
 	IS("cqes misaligned") w->cqes_off += 16;
 	IS("out outside") w->out_off += 4096;
@@ -204,6 +208,7 @@ static void bend(struct fake *f, struct onebit_welcome *w, int nr)
 	IS("out_bytes small") w->out_bytes = 8;
 	IS("out_bytes large") w->out_bytes = ONEBIT_AREA_MAX * 2;
 	IS("reserved0") w->reserved0 = 1;
+	IS("reserved1") w->reserved1 = 1;
 	IS("reserved[0]") w->reserved[0] = 1;
 	IS("reserved[4]") w->reserved[4] = 1;
 	IS("two descriptors") f->n_fds = 2;
@@ -410,6 +415,15 @@ static void *push_later(void *arg)
 	return NULL;
 }
 
+/* How often this thread went to sleep. */
+static long sleeps_so_far(void)
+{
+	struct rusage u;
+
+	ck_assert_int_eq(getrusage(RUSAGE_THREAD, &u), 0);
+	return u.ru_nvcsw;
+}
+
 /* A waiter of one of the three kinds would miss the completion, or report one that is not there. */
 START_TEST(wait_kinds)
 {
@@ -420,7 +434,10 @@ START_TEST(wait_kinds)
 	open_with(&options);
 	fake.state->cpu = 10000; /* awake, on a CPU that is not ours */
 	for (int i = 0; i < 3; i++) {
-		ck_assert_int_eq(onebit_ring_wait(o, 2), 0);
+		long slept = sleeps_so_far();
+
+		ck_assert_int_eq(onebit_ring_wait(o, 20), 0);
+		ck_assert(!sleeps || sleeps_so_far() > slept);
 		asked = sleeps;
 		pthread_create(&t, NULL, push_later, &asked);
 		ck_assert_int_eq(onebit_ring_wait(o, -1), 1);
@@ -436,15 +453,36 @@ START_TEST(wait_kinds)
 }
 END_TEST
 
-/* A tail that is further ahead than the ring is long would have rubbish taken for completions. */
-START_TEST(ring_broken)
+/* What is written but not marked, or of the lap before, would be taken for a completion. */
+START_TEST(other_lap_is_not_there)
 {
+	const uint32_t entries = 2 * fake.sq_entries;
+	struct onebit_cqe junk, cqe = { 0 };
+	uint64_t next = 0;
+
 	open_with(NULL);
-	generate(1, 4, 0);
-	*(uint32_t *)(fake.daemon + fake.welcome.cq_tail_off) += 33;
-	next_is_end(-EPROTO);
-	ck_assert_int_eq(onebit_next(o, &ev, 0), -EPROTO);
-	ck_assert_int_eq(onebit_next(o, &ev, -1), -EPROTO);
+	for (int lap = 0; lap < 20; lap++) { /* past the wrap */
+		for (uint32_t i = 0; i < entries; i++, next++) {
+			memset(&junk, (int)next | 0x81, sizeof(junk));
+			junk.user_data = 1ull << 63;
+			fake_prepare(&fake, &junk);
+			ck_assert_ptr_null(onebit_ring_cqe(o, 0));
+			ck_assert_int_eq(onebit_ring_wait(o, 0), 0);
+			ck_assert_int_eq(onebit_next(o, &ev, 0), 0);
+			cqe.user_data = next;
+			fake_push(&fake, &cqe);
+			ck_assert_ptr_nonnull(onebit_ring_cqe(o, 0));
+			ck_assert_uint_eq(onebit_ring_cqe(o, 0)->user_data, next);
+			ck_assert_ptr_null(onebit_ring_cqe(o, 1));
+			onebit_ring_reap(o, 1);
+		}
+		/* All of a lap at once, and nothing behind it is taken for one more. */
+		for (uint32_t i = 0; i < entries; i++)
+			fake_push(&fake, &cqe);
+		for (uint32_t i = 0; i < 4 * entries; i++)
+			ck_assert(!onebit_ring_cqe(o, i) == (i >= entries));
+		onebit_ring_reap(o, entries);
+	}
 }
 END_TEST
 
@@ -929,6 +967,14 @@ START_TEST(window_grows)
 	sqe = pop(ONEBIT_OP_QUERY);
 	fake_end(&fake, &sqe, -ENOBUFS, ONEBIT_E_OUT_TOO_SMALL, need);
 	next_is_end(-ENOBUFS);
+	/* More tokens than the area holds: as much as there is; and the length of a guess, a part. */
+	generate(1, 100000, 0);
+	sqe = pop(ONEBIT_OP_GENERATE);
+	ck_assert_uint_eq(sqe.out_len, FAKE_AREA);
+	fake_end(&fake, &sqe, -EIO, ONEBIT_E_EXECUTOR, 0);
+	next_is_end(-EIO);
+	for (int i = 0; i < 4; i++)
+		generate(1, 0, 0);
 }
 END_TEST
 
@@ -1477,7 +1523,7 @@ int main(void)
 	tcase_add_test(c, doorbell_when_asked);
 	tcase_add_test(c, stalled_is_told);
 	tcase_add_loop_test(c, wait_kinds, ONEBIT_WAIT_SLEEP, ONEBIT_WAIT_SPIN + 1);
-	tcase_add_test(c, ring_broken);
+	tcase_add_test(c, other_lap_is_not_there);
 	tcase_add_test(c, block_layout);
 	tcase_add_test(c, other_operations);
 	tcase_add_test(c, areas_exhausted);

@@ -1,12 +1,14 @@
 /* SPDX-License-Identifier: MIT */
 /*
- * What it costs: each quota, each reason not to serve, and how much of a turn a hostile client gets.
+ * What it costs: each quota, each reason not to serve, and what a hostile client gets of a turn.
  * Counted, not timed. The core alone, no processes; time is virtual.
  */
 #include <stddef.h>
 #include <string.h>
+#include "core.h"
 #include "lib_ask.h"
 #include "limits.h"
+#include "onebit_ring.h"
 
 #define COUNT(a) (sizeof(a) / sizeof((a)[0]))
 
@@ -266,37 +268,164 @@ END_TEST
 
 /* ---- the ring -------------------------------------------------------------------------------- */
 
-/* Indices that cannot be: this client goes, its neighbour does not notice. */
+static uint32_t *cq_head(int c)
+{
+	return (uint32_t *)(void *)(ask_core->c[c].client + ask_core->c[c].w.cq_head_off);
+}
+
+/* NOPs, not reaped, until the CQ has room for no more than one: then the head is looked at. */
+static uint32_t fill_cq(int c)
+{
+	while (core_waiting(ask_core, c) < ask_core->c[c].w.cq_entries - 1) {
+		core_submit(ask_core, c, &(struct onebit_sqe){ 0 });
+		core_run(ask_core);
+	}
+	return ask_core->c[c].cq_head + core_waiting(ask_core, c);
+}
+
+/* A cq_head that cannot be: this client goes, its neighbour does not notice. */
 START_TEST(bad_index)
 {
-	static const uint32_t ahead[] = { 65, 66, 4096, 1u << 31, 0xffffffff };
+	static const uint32_t ahead[] = { 1, 2, 127, 128, 129, 4096, 1u << 31, 0u - 128, 0u - 1000 };
 	struct onebit_cqe cqe;
 
 	ask_begin(NULL);
-	for (size_t i = 0; i < COUNT(ahead); i++) {
+	for (size_t i = 0; i < 2 * COUNT(ahead); i++) {
 		int bad = core_attach(ask_core, 1000, NULL, NULL);
+		bool blocked = i % 2;
+		uint32_t told;
 
 		ck_assert_int_ge(bad, 0);
-		ask_core->c[bad].sq_tail += ahead[i];
-		core_publish(ask_core, bad);
+		/* Once around, so that a head that goes back goes back to where it has been. */
+		for (uint32_t n = 0; n < 200; n++) {
+			core_submit(ask_core, bad, &(struct onebit_sqe){ 0 });
+			core_run(ask_core);
+			ck_assert(core_reap(ask_core, bad, &cqe));
+		}
+		told = fill_cq(bad);
+		/* With an SQE that waits for room already, or comes upon the lie. */
+		if (blocked) {
+			core_submit(ask_core, bad, &(struct onebit_sqe){ 0 });
+			core_run(ask_core);
+			ck_assert_uint_eq(core_flags(ask_core, bad) & ONEBIT_SQ_STALLED,
+					  ONEBIT_SQ_STALLED);
+		}
+		*cq_head(bad) = told + ahead[i / 2];
+		ck_assert(!ask_core->c[bad].closed);
+		core_submit(ask_core, bad, &(struct onebit_sqe){ 0 });
 		core_run(ask_core);
-		ck_assert(ask_core->c[bad].closed);
+		ck_assert_msg(ask_core->c[bad].closed, "ahead by %u%s", ahead[i / 2],
+			      blocked ? ", blocked" : "");
 		ck_assert_uint_eq(ask_core->c[bad].why.code, ONEBIT_E_BAD_INDEX);
-		ck_assert_uint_eq(ask_core->c[bad].why.detail, ahead[i]);
+		ck_assert_uint_eq(ask_core->c[bad].why.detail, ahead[i / 2]);
 	}
-	ck_assert_uint_eq(broker_stats(ask_core->b)->protocol_errors, COUNT(ahead));
+	ck_assert_uint_eq(broker_stats(ask_core->b)->protocol_errors, 2 * COUNT(ahead));
 	ask_nothing_charged("bad index");
 
-	/* A lying head of the CQ costs the liar its own room and nothing else. */
+	/* A lie that nobody needed to look at has cost nothing. */
 	for (uint32_t lie = 1; lie; lie <<= 1) {
-		uint32_t *head = (uint32_t *)(void *)(ask_core->c[ask_me].client + ask_core->c[ask_me].w.cq_head_off);
-
-		*head += lie;
+		*cq_head(ask_me) += lie;
 		core_submit(ask_core, ask_me, &(struct onebit_sqe){ .user_data = lie });
 		core_run(ask_core);
 		ck_assert(core_terminal(ask_core, ask_me, &cqe, NULL));
 		ck_assert_uint_eq(cqe.user_data, lie);
 		ck_assert(!ask_core->c[ask_me].closed);
+	}
+	ask_end();
+}
+END_TEST
+
+/* "Reaped" what it has not read: that costs the liar its own completions and nothing else. */
+START_TEST(early_head)
+{
+	uint32_t told, room;
+	int liar;
+
+	ask_begin(NULL);
+	liar = core_attach(ask_core, 1000, NULL, NULL);
+	room = ask_core->c[liar].w.cq_entries;
+	for (int lap = 0; lap < 100; lap++) {
+		told = fill_cq(liar);
+		*cq_head(liar) = told;
+		ask_core->c[liar].cq_head = told;
+		ck_assert_uint_eq(core_waiting(ask_core, liar), 0);
+		ck_assert_uint_eq(ask((struct onebit_sqe){ 0 }).res, 0);
+	}
+	ck_assert(!ask_core->c[liar].closed);
+	ck_assert_uint_eq(broker_stats(ask_core->b)->protocol_errors, 0);
+	ck_assert_uint_ge(onebit_distance(ONEBIT_INDEX_START, told), 100 * (room - 1));
+	core_detach(ask_core, liar);
+	ask_nothing_charged("early head");
+	ask_end();
+}
+END_TEST
+
+/* What only the right seq marks would be run early, half written, or again from an earlier lap. */
+START_TEST(seq_of_another_lap)
+{
+	uint64_t rng = core_seed("seq_of_another_lap");
+	struct core_client *c;
+	struct onebit_cqe cqe;
+	struct onebit_hello h;
+
+	ask_begin(NULL);
+	core_hello(&h);
+	h.sq_entries = ONEBIT_SQ_ENTRIES_MIN;
+	ask_me = core_attach(ask_core, 1000, &h, NULL);
+	c = &ask_core->c[ask_me];
+	/* Past the wrap, where a zeroed seq is a right one. */
+	for (uint32_t i = c->sq_tail; i != 64; i++) {
+		struct onebit_sqe *slot = (struct onebit_sqe *)(void *)(c->client + c->w.sqes_off) +
+					  onebit_slot(i, c->w.sq_entries);
+		uint32_t wrong[] = { 0, ~0u, i, i + 2, onebit_seq(i + c->w.sq_entries),
+				     onebit_seq(i - c->w.sq_entries), (uint32_t)core_random(&rng),
+				     onebit_seq(i) ^ 1u << core_random(&rng) % 32 };
+
+		ck_assert(core_put(ask_core, ask_me, &(struct onebit_sqe){ .user_data = i }));
+		for (size_t n = 0; n < COUNT(wrong); n++) {
+			if (wrong[n] == onebit_seq(i))
+				continue;
+			onebit_store_release(&slot->seq, wrong[n]);
+			client_heat(ask_core->b, (uint32_t)ask_me); /* as if it had rung */
+			broker_turn(ask_core->b);
+			if (core_taken(ask_core, ask_me) != i || c->closed)
+				ck_abort_msg("SQE %x was taken with seq %x", i, wrong[n]);
+		}
+		core_publish(ask_core, ask_me);
+		core_run(ask_core);
+		if (!core_reap(ask_core, ask_me, &cqe) || cqe.user_data != i || cqe.res)
+			ck_abort_msg("SQE %x was not taken", i);
+	}
+	ck_assert_uint_eq(broker_stats(ask_core->b)->protocol_errors, 0);
+	ask_end();
+}
+END_TEST
+
+/* A batch is marked from its end: nothing of it may run before the first is there, then all in order. */
+START_TEST(batch_waits_for_its_first)
+{
+	struct core_client *c;
+	struct onebit_cqe cqe;
+	uint32_t first;
+
+	ask_begin(NULL);
+	c = &ask_core->c[ask_me];
+	first = c->sq_tail;
+	for (uint64_t i = 0; i < 5; i++)
+		ck_assert(core_put(ask_core, ask_me, &(struct onebit_sqe){ .user_data = i }));
+	c->sq_told = first + 1; /* all but the first are marked */
+	core_publish(ask_core, ask_me);
+	client_heat(ask_core->b, (uint32_t)ask_me);
+	core_run(ask_core);
+	ck_assert_uint_eq(core_taken(ask_core, ask_me), first);
+	ck_assert_uint_eq(core_waiting(ask_core, ask_me), 0);
+	c->sq_told = first;
+	core_publish(ask_core, ask_me);
+	core_run(ask_core);
+	ck_assert_uint_eq(core_waiting(ask_core, ask_me), 5);
+	for (uint64_t i = 0; i < 5; i++) {
+		ck_assert(core_reap(ask_core, ask_me, &cqe));
+		ck_assert_uint_eq(cqe.user_data, i);
 	}
 	ask_end();
 }
@@ -358,14 +487,15 @@ END_TEST
 START_TEST(turn_is_bounded)
 {
 	enum { HOSTILE = 4, AREA = 8 << 20 };
-	static const uint8_t ops[] = { ONEBIT_OP_NOP, ONEBIT_OP_ECHO, ONEBIT_OP_GENERATE,
-				       ONEBIT_OP_CANCEL };
+	static const uint8_t ops[] = { ONEBIT_OP_NOP, ONEBIT_OP_ECHO, ONEBIT_OP_CANCEL,
+				       ONEBIT_OP_GENERATE, ONEBIT_OP_GENERATE };
 	struct onebit_hello h;
 	struct core_block t;
 	int c[HOSTILE];
 
 	for (size_t o = 0; o < COUNT(ops); o++) {
 		bool echo = ops[o] == ONEBIT_OP_ECHO;
+		bool refused_late = o == COUNT(ops) - 1; /* after its block was copied */
 		uint32_t len = echo || ops[o] == ONEBIT_OP_GENERATE ? ONEBIT_BLOCK_MAX : 0;
 		bool more;
 
@@ -374,7 +504,8 @@ START_TEST(turn_is_bounded)
 		h.arena_bytes = h.out_bytes = AREA;
 		h.sq_entries = 1024;
 		core_block_full(&t);
-		t.p.seed = 1;
+		if (refused_late)
+			t.stop[1].len = 0;
 		for (int i = 0; i < HOSTILE; i++) {
 			c[i] = core_attach(ask_core, 1000, &h, NULL);
 			ck_assert_int_ge(c[i], 0);
@@ -407,7 +538,7 @@ START_TEST(turn_is_bounded)
 
 				ck_assert_uint_ge(n, 1); /* and each gets its share */
 				ck_assert_uint_le(n, TURN_SQES);
-				copies += echo ? n : 0;
+				copies += echo || refused_late ? n : 0;
 			}
 			copies += broker_stats(ask_core->b)->accepted - accepted;
 			/* One entry may go beyond a share, and none is larger than a block. */
@@ -420,7 +551,7 @@ START_TEST(turn_is_bounded)
 }
 END_TEST
 
-/* Ringing for nothing: after so many the doorbell is put aside, later heard again, no work is lost. */
+/* Ringing for nothing: in time the doorbell is put aside, later heard again; no work is lost. */
 START_TEST(doorbell_flood)
 {
 	struct onebit_cqe cqe;
@@ -468,6 +599,9 @@ int main(void)
 	tcase_add_test(t, no_service);
 	tcase_add_test(t, no_executor_memory);
 	tcase_add_test(t, bad_index);
+	tcase_add_test(t, early_head);
+	tcase_add_test(t, seq_of_another_lap);
+	tcase_add_test(t, batch_waits_for_its_first);
 	tcase_add_test(t, backpressure);
 	tcase_add_test(t, turn_is_bounded);
 	tcase_add_test(t, doorbell_flood);

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: MIT */
 /*
- * Who runs next, and what a client hears: shares, classes, deadlines, cancelling, progress, windows.
- * The core alone, with a scripted executor and a virtual clock.
+ * Who runs next, and what a client hears: shares, classes, deadlines, cancelling, progress and
+ * windows. The core alone, with a scripted executor and a virtual clock.
  */
 #include <check.h>
 #include <stdio.h>
@@ -267,6 +267,9 @@ START_TEST(progress_merges)
 	ck_assert_uint_eq(cqe.u.progress.text_len, 6);
 	ck_assert_mem_eq(cqe.u.progress.text, "t03t04", 6);
 	core_exec_finish(k, 0, &run, false);
+	ck_assert(core_reap(k, me, &cqe));
+	ck_assert_uint_eq(cqe.u.progress.first, 5);
+	ck_assert_uint_eq(cqe.u.progress.n, 11);
 	ended(me, 1, ONEBIT_E_OK);
 	finish();
 }
@@ -313,7 +316,7 @@ START_TEST(progress_in_pieces)
 }
 END_TEST
 
-/* A full window ends the request after the last record that fits; resumed, not a token is missing. */
+/* A full window ends the request after the last record that fits; resumed, no token is missing. */
 START_TEST(window_full)
 {
 	enum { TOKENS = 12 };

@@ -102,7 +102,7 @@ START_TEST(indices_wrap)
 	__u32 tail = head;
 
 	/* More than the whole way to the wrap and past it, the ring filling and draining unevenly. */
-	for (unsigned step = 0; step < 1024; step++) {
+	for (unsigned step = 0; step < 8 * ONEBIT_CQ_ENTRIES_MAX; step++) {
 		__u32 filled = onebit_distance(head, tail);
 
 		ck_assert_uint_le(filled, 64);
@@ -115,8 +115,35 @@ START_TEST(indices_wrap)
 	}
 	ck_assert_uint_lt(tail, ONEBIT_INDEX_START);
 	ck_assert_uint_eq(onebit_distance(0xffffffffu, 0), 1);
-	/* A client that moved its tail back is ahead by nearly everything, so it is seen. */
-	ck_assert_uint_gt(onebit_distance(5, 4), ONEBIT_SQ_ENTRIES_MAX);
+	/* A client that moved its head back is ahead by nearly everything, so it is seen. */
+	ck_assert_uint_gt(onebit_distance(5, 4), ONEBIT_CQ_ENTRIES_MAX);
+}
+END_TEST
+
+/* What breaks: a slot as it was born, or as the lap before left it, is taken for an entry. */
+START_TEST(marks_tell_laps_apart)
+{
+	for (__u32 entries = 2; entries <= ONEBIT_CQ_ENTRIES_MAX; entries *= 2) {
+		__u32 i = ONEBIT_INDEX_START;
+
+		for (__u32 n = 0; n < entries; n++) {
+			ck_assert(!onebit_phase_is(0, i + n, entries));
+			ck_assert_uint_ne(onebit_seq(i + n), 0);
+		}
+		/* To the wrap and past it, and what else the word holds does not matter. */
+		for (; (__s32)i < (__s32)(4 * entries); i += entries / 2) {
+			__u16 phase = onebit_phase(i, entries);
+
+			ck_assert_uint_eq(phase & ~ONEBIT_CQE_PHASE, 0);
+			ck_assert_uint_eq(phase ^ onebit_phase(i + entries, entries), ONEBIT_CQE_PHASE);
+			ck_assert(onebit_phase_is(phase, i, entries));
+			ck_assert(onebit_phase_is(phase | 0xffff7fffu, i, entries));
+			ck_assert(!onebit_phase_is(phase ^ ONEBIT_CQE_PHASE, i, entries));
+			ck_assert(!onebit_phase_is(phase, i + entries, entries));
+			ck_assert_uint_ne(onebit_seq(i), onebit_seq(i + entries));
+			ck_assert_uint_ne(onebit_seq(i), onebit_seq(i - entries));
+		}
+	}
 }
 END_TEST
 
@@ -124,6 +151,7 @@ END_TEST
 START_TEST(limits_agree)
 {
 	ck_assert_uint_ge(ONEBIT_CQ_ENTRIES_MAX, 2 * ONEBIT_SQ_ENTRIES_MAX);
+	ck_assert_uint_gt(onebit_distance(ONEBIT_INDEX_START, 0), ONEBIT_CQ_ENTRIES_MAX);
 	ck_assert_uint_le(ONEBIT_SQ_ENTRIES_DEFAULT, ONEBIT_SQ_ENTRIES_MAX);
 	ck_assert_uint_eq(ONEBIT_AREA_DEFAULT % 4096, 0);
 	ck_assert_uint_eq(ONEBIT_AREA_MIN % 4096, 0);
@@ -155,6 +183,7 @@ int main(void)
 	tcase_add_test(t, code_texts_take_one_detail);
 	tcase_add_test(t, error_is_its_row);
 	tcase_add_test(t, indices_wrap);
+	tcase_add_test(t, marks_tell_laps_apart);
 	tcase_add_test(t, limits_agree);
 	suite_add_tcase(s, t);
 	r = srunner_create(s);

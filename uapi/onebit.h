@@ -142,16 +142,16 @@ struct onebit_welcome {
 	__u32 sq_entries;
 	__u32 cq_entries;
 	/* in the CLIENT region */
-	__u32 sq_tail_off; /* __u32, client */
-	__u32 cq_head_off; /* __u32, client */
+	__u32 reserved1;
+	__u32 cq_head_off; /* __u32, client: CQEs below it are reaped */
 	__u32 wake_off;    /* struct onebit_wake, client */
 	__u32 sqes_off;    /* struct onebit_sqe[sq_entries], client */
 	__u32 arena_off;
 	__u32 arena_bytes;
 	/* in the DAEMON region */
-	__u32 sq_head_off; /* __u32, daemon */
+	__u32 sq_head_off; /* __u32, daemon: SQEs below it are copied; at first, where both rings start */
 	__u32 state_off;   /* struct onebit_state, daemon */
-	__u32 cq_tail_off; /* __u32, daemon; also the futex word a sleeping client waits on */
+	__u32 futex_off;   /* __u32, daemon: the word a sleeping client waits on */
 	__u32 cqes_off;    /* struct onebit_cqe[cq_entries], daemon */
 	__u32 out_off;
 	__u32 out_bytes;
@@ -164,7 +164,7 @@ struct onebit_welcome {
 ONEBIT_SIZE(onebit_welcome, 280);
 ONEBIT_AT(onebit_welcome, features, 16);
 ONEBIT_AT(onebit_welcome, client_bytes, 32);
-ONEBIT_AT(onebit_welcome, sq_tail_off, 52);
+ONEBIT_AT(onebit_welcome, cq_head_off, 56);
 ONEBIT_AT(onebit_welcome, sq_head_off, 76);
 ONEBIT_AT(onebit_welcome, reserved, 112);
 ONEBIT_AT(onebit_welcome, error, 152);
@@ -184,9 +184,10 @@ ONEBIT_SIZE(onebit_msg, 136);
 
 /*
  * CLIENT region, written by the client: how it wants to be woken, and on which CPU it last ran.
- * Set NEED before sleeping, then a full fence, then look at cq_tail once more.
+ * To sleep: read the futex word, set need, do a full fence, look at the CQ once more, then wait for
+ * the word to change from what was read.
  */
-#define ONEBIT_WAKE_FUTEX  1u /* asleep in FUTEX_WAIT (not private) on cq_tail */
+#define ONEBIT_WAKE_FUTEX  1u /* asleep in FUTEX_WAIT (not private) on the futex word */
 #define ONEBIT_WAKE_NOTIFY 2u /* wants an ONEBIT_MSG_NOTIFY on the socket */
 struct onebit_wake {
 	__u32 need;
@@ -195,8 +196,8 @@ struct onebit_wake {
 ONEBIT_SIZE(onebit_wake, 8);
 
 /*
- * DAEMON region, written by the daemon. A client that has published a tail, or that has reaped
- * while STALLED was set, does a full fence, reads flags, and rings the doorbell when told to.
+ * DAEMON region, written by the daemon. A client that has published SQEs, or that has reaped while
+ * STALLED was set, does a full fence, reads flags, and rings the doorbell when told to.
  */
 #define ONEBIT_SQ_NEED_WAKEUP 1u /* the daemon does not look at this ring: ring the doorbell */
 #define ONEBIT_SQ_STALLED     2u /* SQEs wait for room in the CQ: ring after reaping */
@@ -241,7 +242,8 @@ ONEBIT_SIZE(onebit_state, 32);
 #define ONEBIT_PRIO_COUNT       3
 
 /*
- * One cache line, written by the client, copied once by the daemon. in_* lies in the arena, out_*
+ * One cache line, written by the client, copied once by the daemon. An SQE is there when its seq
+ * says so (onebit_ring.h): write the rest first, seq last. in_* lies in the arena, out_*
  * in the out area; out_off is a multiple of 8. The client owns both areas and must not reuse a
  * range before the terminal CQE (of the arena: before sq_head has passed the SQE).
  */
@@ -259,13 +261,14 @@ struct onebit_sqe {
 	__u32 out_len;
 	__u16 buf_index; /* 0: the arena; others need ONEBIT_FEAT_BUFFERS */
 	__u16 reserved1;
-	__u32 reserved2;
+	__u32 seq;
 	__u64 reserved3[2];
 };
 ONEBIT_SIZE(onebit_sqe, 64);
 ONEBIT_AT(onebit_sqe, user_data, 8);
 ONEBIT_AT(onebit_sqe, in_off, 24);
 ONEBIT_AT(onebit_sqe, buf_index, 40);
+ONEBIT_AT(onebit_sqe, seq, 44);
 ONEBIT_AT(onebit_sqe, reserved3, 48);
 
 /* arg of ONEBIT_OP_ADMIN. All need the admin right. */
@@ -434,6 +437,7 @@ ONEBIT_AT(onebit_params, reserved1, 152);
 #define ONEBIT_CQE_ACCEPTED (1u << 1) /* the request is journaled; on its first progress CQE */
 #define ONEBIT_CQE_INLINE   (1u << 2) /* text[0..text_len) is the text of these tokens */
 #define ONEBIT_CQE_REPLAYED (1u << 3) /* an executor was lost since the last CQE of this request */
+#define ONEBIT_CQE_PHASE    (1u << 15) /* the ring's own: see onebit_ring.h */
 
 /*
  * Written by the daemon. Per request at most one progress CQE is unreaped, and room for the
@@ -466,6 +470,7 @@ struct onebit_cqe {
 	} u;
 };
 ONEBIT_SIZE(onebit_cqe, 32);
+ONEBIT_AT(onebit_cqe, flags, 12);
 ONEBIT_AT(onebit_cqe, u, 16);
 
 /* ---- the out window ----------------------------------------------------------------------- */

@@ -45,6 +45,7 @@
 	X(EXECUTOR_DOWN, 32, EIO, BACKEND, 1, "the executor failed to start %llu times in a row; see the daemon's log, retry later") \
 	X(MODEL_CHANGED, 33, ESTALE, MODEL, 0, "another model serves now (generation %llu); submit again without resume or model_id") \
 	X(LOST, 34, ESTALE, MODEL, 0, "the answer cannot go on where it stopped: the model or the session %llu is gone; submit it anew") \
+	X(MODEL_BUSY, 35, EBUSY, MODEL, 1, "the model before the last still finishes its requests (%llu executors live); retry later") \
 	X(CANCELLED, 40, ECANCELED, RING, 0, "cancelled after %llu tokens") \
 	X(DEADLINE, 41, ETIME, ADMISSION, 1, "the deadline of %llu ms passed; give more time or ask for fewer tokens") \
 	X(POISON, 42, EIO, BACKEND, 0, "this request ended its executor %llu times while alone; do not submit it again, report it") \
@@ -59,7 +60,7 @@
 	X(BAD_HELLO, 60, EPROTO, RING, 0, "the hello message is malformed at byte %llu; use a matching libonebit") \
 	X(BAD_VERSION, 61, EPROTO, RING, 0, "the ABI's major version differs (the daemon's is %llu); use a matching libonebit") \
 	X(BAD_FEATURE, 62, EPROTO, RING, 0, "a required feature is not offered (bits %llu); require less or upgrade the daemon") \
-	X(BAD_INDEX, 63, EPROTO, RING, 0, "the ring's index ran %llu entries ahead; the client is broken and was detached") \
+	X(BAD_INDEX, 63, EPROTO, RING, 0, "cq_head ran %llu entries ahead of what was published; the client is broken and was detached") \
 	X(EVICTED, 64, ESHUTDOWN, ADMISSION, 1, "the daemon ended this attachment (reason %llu); attach again")
 
 enum onebit_code {

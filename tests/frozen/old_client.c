@@ -2,11 +2,12 @@
 /*
  * A client as somebody may have written it for version 1.0: the frozen header, system calls, nothing
  * else. It attaches, does NOP, ECHO, QUERY and GENERATE one after the other, and checks what it was
- * told. It waits like a simple client: asleep on cq_tail.
+ * told. It waits like a simple client: asleep on the futex word.
  */
 #include <errno.h>
 #include <linux/futex.h>
 #include <stdarg.h>
+#include <stddef.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -89,7 +90,7 @@ static void attach(const char *path)
 	CHECK(client_region != MAP_FAILED && daemon_region != MAP_FAILED);
 	doorbell = fds[2];
 	sq_tail = onebit_load_acquire((const __u32 *)(daemon_region + w.sq_head_off));
-	cq_head = onebit_load_acquire((const __u32 *)(daemon_region + w.cq_tail_off));
+	cq_head = sq_tail;
 	/* The socket stays open to the end: it is the attachment. */
 }
 
@@ -107,25 +108,39 @@ static void submit(const struct onebit_sqe *sqe)
 {
 	struct onebit_sqe *sqes = (void *)(client_region + w.sqes_off);
 
-	sqes[onebit_slot(sq_tail, w.sq_entries)] = *sqe;
-	onebit_store_release((__u32 *)(client_region + w.sq_tail_off), ++sq_tail);
+	struct onebit_sqe *slot = &sqes[onebit_slot(sq_tail, w.sq_entries)];
+
+	/* All but seq, which says that the rest is there. */
+	memcpy(slot, sqe, offsetof(struct onebit_sqe, seq));
+	memcpy(slot->reserved3, sqe->reserved3, sizeof(slot->reserved3));
+	onebit_store_release(&slot->seq, onebit_seq(sq_tail++));
 	ring_doorbell(ONEBIT_SQ_NEED_WAKEUP);
+}
+
+/* Is the oldest CQE there? */
+static int has_come(void)
+{
+	const struct onebit_cqe *cqes = (const void *)(daemon_region + w.cqes_off);
+	const void *mark = &cqes[onebit_slot(cq_head, w.cq_entries)].flags;
+
+	return onebit_phase_is(onebit_load_acquire(mark), cq_head, w.cq_entries);
 }
 
 /* Sleep for the next CQE, take it. */
 static struct onebit_cqe next(void)
 {
-	const __u32 *tail = (const void *)(daemon_region + w.cq_tail_off);
+	const __u32 *futex = (const void *)(daemon_region + w.futex_off);
 	const struct onebit_cqe *cqes = (const void *)(daemon_region + w.cqes_off);
 	struct onebit_wake *wake = (void *)(client_region + w.wake_off);
 	const struct timespec limit = { .tv_sec = 60 };
 	struct onebit_cqe cqe;
 
-	while (onebit_load_acquire(tail) == cq_head) {
+	while (!has_come()) {
+		__u32 seen = onebit_load_acquire(futex);
+
 		onebit_store_relaxed(&wake->need, ONEBIT_WAKE_FUTEX);
 		onebit_fence();
-		if (onebit_load_acquire(tail) == cq_head &&
-		    syscall(SYS_futex, tail, FUTEX_WAIT, cq_head, &limit, NULL, 0) &&
+		if (!has_come() && syscall(SYS_futex, futex, FUTEX_WAIT, seen, &limit, NULL, 0) &&
 		    errno == ETIMEDOUT)
 			fail("no completion within a minute");
 		onebit_store_relaxed(&wake->need, 0);

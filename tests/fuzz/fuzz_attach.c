@@ -40,7 +40,6 @@ static void check_order(const uint64_t (*range)[2], int n, uint32_t region)
 static void check_geometry(const struct onebit_hello *h, const struct attach *a)
 {
 	const uint64_t client[][2] = {
-		{ CLIENT_SQ_TAIL, 4 },
 		{ CLIENT_CQ_HEAD, 4 },
 		{ CLIENT_WAKE, sizeof(struct onebit_wake) },
 		{ a->sqes_off, (uint64_t)a->sq_entries * sizeof(struct onebit_sqe) },
@@ -49,7 +48,7 @@ static void check_geometry(const struct onebit_hello *h, const struct attach *a)
 	const uint64_t daemon[][2] = {
 		{ DAEMON_SQ_HEAD, 4 },
 		{ DAEMON_STATE, sizeof(struct onebit_state) },
-		{ DAEMON_CQ_TAIL, 4 },
+		{ DAEMON_FUTEX, 4 },
 		{ a->cqes_off, (uint64_t)a->cq_entries * sizeof(struct onebit_cqe) },
 		{ a->out_off, a->out_bytes },
 	};
@@ -80,7 +79,7 @@ static void check_geometry(const struct onebit_hello *h, const struct attach *a)
 	assert(a->cqes_off % sizeof(struct onebit_cqe) == 0);
 	assert(a->arena_off % 4096 == 0 && a->out_off % 4096 == 0);
 	assert(a->client_bytes % 4096 == 0 && a->daemon_bytes % 4096 == 0);
-	check_order(client, 5, a->client_bytes);
+	check_order(client, 4, a->client_bytes);
 	check_order(daemon, 5, a->daemon_bytes);
 	assert(a->ring_client_bytes == a->arena_off && a->ring_daemon_bytes == a->out_off);
 }

@@ -41,7 +41,7 @@ static uint64_t clock_ns = 1000000000;
 static struct side { /* one client, as it sees itself */
 	uint32_t client;
 	bool attached;
-	bool honest; /* its indices were never broken */
+	bool honest; /* its marks and its cq_head were never broken */
 	uint8_t *c, *d, *c_before;
 	struct attach geometry;
 	uint32_t sq_tail, cq_head;
@@ -241,7 +241,7 @@ static void attach(struct side *s, uint8_t how)
 	broker_attach(broker, s->client, s->c, s->d, &w);
 	assert(w.client_bytes == s->geometry.client_bytes && w.sq_entries == SQ);
 	s->sq_tail = onebit_load_acquire((uint32_t *)(s->d + DAEMON_SQ_HEAD));
-	s->cq_head = onebit_load_acquire((uint32_t *)(s->d + DAEMON_CQ_TAIL));
+	s->cq_head = s->sq_tail;
 	memset(s->user, UNUSED, sizeof(s->user));
 	s->n_users = 0;
 	s->attached = true;
@@ -253,15 +253,35 @@ static uint32_t sq_head(const struct side *s)
 	return onebit_load_acquire((const uint32_t *)(s->d + DAEMON_SQ_HEAD));
 }
 
+/* Is the CQE with this index there? */
+static bool has_come(const struct side *s, uint32_t index)
+{
+	const struct onebit_cqe *cqes = (const void *)(s->d + s->geometry.cqes_off);
+	const void *mark = &cqes[onebit_slot(index, CQ)].flags;
+
+	return onebit_phase_is(onebit_load_acquire(mark), index, CQ);
+}
+
+static bool is_possible(const struct side *s)
+{
+	const struct ring *r = &broker->clients[s->client].ring;
+	uint32_t head = onebit_load_acquire((const uint32_t *)(s->c + CLIENT_CQ_HEAD));
+
+	return onebit_distance(r->head_seen, head) <= onebit_distance(r->head_seen, r->told);
+}
+
 static void reap(struct side *s, uint32_t most)
 {
-	uint32_t tail = onebit_load_acquire((const uint32_t *)(s->d + DAEMON_CQ_TAIL));
 	const struct onebit_cqe *cqes = (const void *)(s->d + s->geometry.cqes_off);
+	uint32_t n = onebit_distance(s->cq_head, broker->clients[s->client].ring.told);
 
 	if (!s->honest)
 		return;
-	assert(onebit_distance(s->cq_head, tail) <= CQ);
-	for (; most && s->cq_head != tail; most--) {
+	/* What was published is there, all of it and nothing else. */
+	assert(n <= CQ);
+	for (uint32_t i = 0; i < CQ; i++)
+		assert(has_come(s, s->cq_head + i) == (i < n));
+	for (; most && n; most--, n--) {
 		struct onebit_cqe cqe = cqes[onebit_slot(s->cq_head++, CQ)];
 
 		assert(cqe.user_data < s->n_users);
@@ -291,17 +311,21 @@ static void check_terminals(struct side *s)
 	assert(taken == ended + broker->clients[s->client].n_inflight);
 }
 
+static struct onebit_sqe *sqe_at(const struct side *s, uint32_t index)
+{
+	return (struct onebit_sqe *)(void *)(s->c + s->geometry.sqes_off) + onebit_slot(index, SQ);
+}
+
 static void submit(struct side *s, struct onebit_sqe *e)
 {
-	struct onebit_sqe *sqes = (void *)(s->c + s->geometry.sqes_off);
-
-	if (s->n_users == USERS || onebit_distance(sq_head(s), s->sq_tail) == SQ)
+	if (s->n_users == USERS || onebit_distance(sq_head(s), s->sq_tail) >= SQ)
 		return;
 	s->user[s->n_users] = SENT;
 	e->user_data = s->n_users++;
-	sqes[onebit_slot(s->sq_tail++, SQ)] = *e;
-	if (s->honest)
-		onebit_store_release((uint32_t *)(s->c + CLIENT_SQ_TAIL), s->sq_tail);
+	e->seq = ~onebit_seq(s->sq_tail);
+	*sqe_at(s, s->sq_tail) = *e;
+	onebit_store_release(&sqe_at(s, s->sq_tail)->seq, onebit_seq(s->sq_tail));
+	s->sq_tail++;
 }
 
 /* A block at the arena's start that is well-formed but for what the input makes of it. */
@@ -601,23 +625,31 @@ static void step(void)
 		n = u8();
 		bytes(s->c + s->geometry.arena_off + at, n <= AREA - at ? n : AREA - at);
 		break;
-	case 5: /* broken indices, or words that mean something else to a liar */
+	case 5: /* marks of other laps and none, a cq_head that jumps */
 		at = u8();
 		s->honest = false;
-		if (at & 1)
-			onebit_store_release((uint32_t *)(s->c + CLIENT_SQ_TAIL), s->sq_tail + (int8_t)u8());
+		for (n = at & 1 ? u8() % (2 * SQ) : 0; n; n--) {
+			uint32_t i = sq_head(s) + (int8_t)u8();
+
+			onebit_store_release(&sqe_at(s, i)->seq, onebit_seq(i));
+		}
 		if (at & 2)
 			onebit_store_release((uint32_t *)(s->c + CLIENT_CQ_HEAD), s->cq_head + (int8_t)u8());
 		if (at & 4)
 			onebit_store_release((uint32_t *)(s->c + CLIENT_CQ_HEAD), u32());
-		n = onebit_load_acquire((uint32_t *)(s->c + CLIENT_SQ_TAIL));
-		n = onebit_distance(sq_head(s), n);
+		if (at & 8)
+			onebit_store_release(&sqe_at(s, u8())->seq, u32());
 		broker_doorbell(broker, s->client);
 		turn(); /* may give an ear again to a client that rang too often */
 		turn();
-		/* A tail that ran ahead detaches, once it is looked at. */
-		assert(n <= SQ || !s->attached || broker->clients[s->client].muted ||
-		       broker->clients[s->client].blocked);
+		/* A cq_head that cannot be detaches, when room is wanted or it was looked at already. */
+		assert(!s->attached || broker->clients[s->client].muted ||
+		       !broker->clients[s->client].blocked || is_possible(s));
+		if (s->attached && broker->clients[s->client].ring.ahead) {
+			broker_doorbell(broker, s->client);
+			turn();
+			assert(!s->attached || broker->clients[s->client].muted);
+		}
 		break;
 	case 6:
 		reap(s, 1 + u8() % CQ);
