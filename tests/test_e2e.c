@@ -564,7 +564,7 @@ static void administer(struct onebit *o, uint64_t what, const char *path, unsign
 	const struct e2e_answer *a;
 
 	/* While the model before the last one is still on its way out there is no place for a third. */
-	until((a = e2e_ask(o, &rq))->error.code != ONEBIT_E_REQUESTS_FULL, "the old model stays");
+	until((a = e2e_ask(o, &rq))->error.code != ONEBIT_E_MODEL_BUSY, "the old model stays");
 	must(a->error.code == code, "ADMIN %llu %s: %d %s", (unsigned long long)what, path ? path : "",
 	     a->res, a->error.text);
 }
