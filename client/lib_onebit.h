@@ -74,11 +74,11 @@ struct onebit {
 /* Make a freshly attached link the current one: rings and areas start empty. 0 or -ENOMEM. */
 int lib_onebit_adopt(struct onebit *o, const struct lib_link *l);
 
-/* lib_event.c. 1: *ev is set. 0: nothing to tell now. -EPROTO: the ring is broken. */
+/* lib_event.c. 1: *ev is set. 0: nothing to tell now. */
 int lib_event_take(struct onebit *o, struct onebit_event *ev);
 
 /* lib_recover.c. The link is lost and its CQ empty: keep what must be submitted again, or give up. */
-void lib_recover_lost(struct onebit *o, int why);
+void lib_recover_lost(struct onebit *o);
 /* One step back towards a daemon. 1: something changed. 0: deadline_ns passed. -EINTR: a signal. */
 int lib_recover_step(struct onebit *o, uint64_t deadline_ns);
 

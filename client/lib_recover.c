@@ -69,14 +69,12 @@ static bool thrown_out(const struct onebit *o)
 	return o->goodbye.code == ONEBIT_E_EVICTED || o->goodbye.code == ONEBIT_E_BAD_INDEX;
 }
 
-void lib_recover_lost(struct onebit *o, int why)
+void lib_recover_lost(struct onebit *o)
 {
 	uint64_t now = lib_now();
 
 	o->gone = false;
-	if (why == -EPROTO) {
-		lib_error_local(&o->error, why, false, "the daemon's ring index is impossible; open a new attachment");
-	} else if (thrown_out(o)) {
+	if (thrown_out(o)) {
 		o->error = o->goodbye;
 		if (o->error.err >= 0)
 			o->error.err = -ECONNRESET;
@@ -84,7 +82,7 @@ void lib_recover_lost(struct onebit *o, int why)
 		lib_error_local(&o->error, -ECONNRESET, true, "the daemon is gone%s%.60s",
 				o->goodbye.code ? ": " : "", o->goodbye.text);
 	}
-	if (why == -EPROTO || thrown_out(o) || o->no_reconnect) {
+	if (thrown_out(o) || o->no_reconnect) {
 		give_up(o);
 		return;
 	}

@@ -105,11 +105,12 @@ void lib_ring_reap(struct lib_ring *r, __u32 n)
 	r->unrung += n;
 	/* Pairs with the daemon's acquire of cq_head: the slots below may be written again. */
 	onebit_store_release(r->cq_head_word, r->cq_head);
+	/* Pairs with the daemon's fence between setting STALLED and looking at cq_head again. */
+	onebit_fence();
 	/* Not for each of a batch: the daemon goes on just as well when told at its end. */
 	if ((onebit_load_relaxed(&r->state->flags) & ONEBIT_SQ_STALLED) &&
 	    (r->unrung >= UNRUNG_MAX || !lib_ring_cqe(r, 0))) {
-		onebit_fence();
-		lib_ring_unstall(r);
+		doorbell_ring(r);
 	}
 }
 

@@ -303,13 +303,8 @@ int onebit_next(struct onebit *o, struct onebit_event *ev, int timeout_ms)
 	/* Also here: a program that always finds an event would never come to the pump below. */
 	lib_request_pump(o);
 	for (;;) {
-		r = lib_event_take(o, ev);
-		if (r > 0)
+		if (lib_event_take(o, ev))
 			return 1;
-		if (r < 0) {
-			lib_recover_lost(o, r);
-			continue;
-		}
 		if (o->state == LIB_DEAD)
 			return o->error.err;
 		if (o->state != LIB_UP) {
@@ -319,7 +314,7 @@ int onebit_next(struct onebit *o, struct onebit_event *ev, int timeout_ms)
 			continue;
 		}
 		if (o->gone) {
-			lib_recover_lost(o, -ECONNRESET);
+			lib_recover_lost(o);
 			continue;
 		}
 		/* due is when a request can be placed again, not what the caller waits for. */

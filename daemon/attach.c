@@ -59,7 +59,6 @@ void error_fill(struct onebit_error *e, enum onebit_code code, uint64_t detail,
 {
 	memset(e, 0, sizeof(*e));
 	error_class(e, code, detail, retry_after_ms);
-	/* The sentence may be longer than the field; libonebit has it whole. */
 	snprintf(e->text, sizeof(e->text), row_of(code)->text, (unsigned long long)detail);
 }
 

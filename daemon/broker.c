@@ -670,7 +670,7 @@ static bool go_cold(struct broker *b, uint64_t idle_ns)
 	}
 	for (unsigned i = 0; i < LINKS && !idle_ns; i++)
 		link_need_kick(b, i, true);
-	/* Flags before tails; pairs with the fence between the others' tail and look at the flag. */
+	/* Flags before rings; pairs with the fence between the others' marks and their look at the flag. */
 	onebit_fence();
 	for (uint32_t i = 0; i < b->n_hot;) {
 		struct client *c = &b->clients[b->hot[i]];
@@ -707,6 +707,8 @@ static void cpu_pause(void)
  */
 static void spin(struct broker *b)
 {
+	bool more;
+
 	if (++b->turns % COLD_EVERY == 0)
 		go_cold(b, COLD_AFTER_NS);
 	for (uint32_t look = 0; look < SPIN_LOOKS; look++) {
@@ -715,9 +717,9 @@ static void spin(struct broker *b)
 
 			if (!ring_poll(&c->ring))
 				continue;
-			drain(b, c);
+			more = drain(b, c);
 			publish(b);
-			if (b->attention || b->n_requests)
+			if (more || b->attention || b->n_requests)
 				return;
 		}
 		for (unsigned i = 0; i < LINKS; i++)

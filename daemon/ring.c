@@ -1,7 +1,6 @@
 /* SPDX-License-Identifier: MIT */
 /*
- * The daemon's end of a client's rings: indices, one copy of each entry, one store to publish a
- * batch. The order of stores and fences is that of onebit_ring.h; who sleeps and who rings is
+ * The daemon's end of a client's rings: indices, one copy of each entry, the marks that publish. The order of stores and fences is that of onebit_ring.h; who sleeps and who rings is
  * decided in broker.c.
  */
 #include "ring.h"

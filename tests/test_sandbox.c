@@ -371,8 +371,8 @@ static bool have_sandbox(void)
 
 int main(void)
 {
-	Suite *s = suite_create("sandbox");
-	TCase *t = tcase_create("sandbox");
+	Suite *s;
+	TCase *t;
 	SRunner *r;
 	int failed;
 
@@ -381,6 +381,8 @@ int main(void)
 		       "no seccomp filter can be installed here");
 		return 77;
 	}
+	s = suite_create("sandbox");
+	t = tcase_create("sandbox");
 	tcase_add_loop_test(t, forbidden_is_killed, 0, (int)COUNT(forbidden));
 	tcase_add_test(t, allowed_works);
 	tcase_add_test(t, abort_is_abort);

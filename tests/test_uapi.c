@@ -88,7 +88,8 @@ START_TEST(error_is_its_row)
 		ck_assert_uint_eq(e.detail, UINT64_MAX);
 		ck_assert_uint_eq(e.reserved, 0);
 		ck_assert_uint_eq(e.request_id, 0);
-		ck_assert_ptr_nonnull(memchr(e.text, 0, sizeof(e.text)));
+		/* Whole: cut short, it would say what happened and not what to do. */
+		ck_assert_uint_lt(strlen(e.text), sizeof(e.text) - 1);
 		ck_assert_uint_gt(strlen(e.text), 0);
 		ck_assert_str_eq(error_name((enum onebit_code)rows[i].nr), rows[i].name);
 	}

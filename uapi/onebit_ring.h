@@ -8,7 +8,7 @@
  * to sq_head before the welcome, a little below the wrap, so that every long run crosses it.
  *
  * There is no shared tail: an entry carries its own mark, written last, so that one cache line
- * brings both the news and the entry. An SQE with index i is there when its seq is i + 1; a CQE
+ * brings both the news and the entry. An SQE with index i is there when its seq is i | 1; a CQE
  * with index i is there when its phase bit is that of its lap. (Measured beside shared tails, round
  * trip in units of a bouncing line, CPUs far apart: 1.3 - 1.5 against 2.0 - 2.4.) Whoever publishes
  * several entries marks the first of them last: then a spinning reader finds all of them at once
@@ -18,7 +18,7 @@
 
 #include <linux/types.h>
 
-/* Below the wrap by more than the largest ring, so that no zeroed slot looks full at first. */
+/* Below the wrap by more than the largest ring, so that the phase of the first lap is never 0. */
 #define ONEBIT_INDEX_START 0xffffe000u
 
 /* Pairs with onebit_store_release() of the same word by the other side. */
@@ -65,10 +65,10 @@ static inline __u32 onebit_slot(__u32 index, __u32 entries)
 	return index & (entries - 1);
 }
 
-/* The seq of an SQE that is there. */
+/* The seq of an SQE that is there: never 0, and another one in each lap of the same slot. */
 static inline __u32 onebit_seq(__u32 index)
 {
-	return index + 1;
+	return index | 1;
 }
 
 /* ONEBIT_CQE_PHASE or 0: what the flags of a CQE with this index hold when it is there. */

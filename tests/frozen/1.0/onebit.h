@@ -115,9 +115,9 @@ struct onebit_error {
 	__u32 reserved;
 	__u64 detail; /* the limit hit, or the offset of the field refused; see the code */
 	__u64 request_id;
-	char text[96];
+	char text[160];
 };
-ONEBIT_SIZE(onebit_error, 128);
+ONEBIT_SIZE(onebit_error, 192);
 ONEBIT_AT(onebit_error, detail, 16);
 ONEBIT_AT(onebit_error, text, 32);
 
@@ -161,7 +161,7 @@ struct onebit_welcome {
 	__u64 reserved[5];
 	struct onebit_error error;
 };
-ONEBIT_SIZE(onebit_welcome, 280);
+ONEBIT_SIZE(onebit_welcome, 344);
 ONEBIT_AT(onebit_welcome, features, 16);
 ONEBIT_AT(onebit_welcome, client_bytes, 32);
 ONEBIT_AT(onebit_welcome, cq_head_off, 56);
@@ -180,7 +180,7 @@ struct onebit_msg {
 	__u32 size;
 	struct onebit_error error; /* GOODBYE only, else zero */
 };
-ONEBIT_SIZE(onebit_msg, 136);
+ONEBIT_SIZE(onebit_msg, 200);
 
 /*
  * CLIENT region, written by the client: how it wants to be woken, and on which CPU it last ran.
