@@ -159,7 +159,9 @@ int onebit_generate(const char *prompt, const struct onebit_params *params,
 /* Zeroed but for seq, which is the ring's own: leave it as it is. NULL: the ring is full. */
 struct onebit_sqe *onebit_ring_sqe(struct onebit *o);
 int onebit_ring_publish(struct onebit *o); /* a store each, one fence, doorbell if asked for */
-const struct onebit_cqe *onebit_ring_cqe(struct onebit *o, uint32_t ahead); /* NULL: not there yet */
+/* NULL: not there yet. One who polls this for long calls onebit_ring_wait(o, 0) now and then: it is
+ * what notices that the daemon waits for room that was made, or is gone. */
+const struct onebit_cqe *onebit_ring_cqe(struct onebit *o, uint32_t ahead);
 void onebit_ring_reap(struct onebit *o, uint32_t n);
 int onebit_ring_wait(struct onebit *o, int timeout_ms); /* as onebit_options.wait says; 1, 0, -errno */
 void *onebit_ring_arena(const struct onebit *o, size_t *bytes);

@@ -41,6 +41,7 @@
 /* Suspicion: see ARCHITECTURE, Processes. */
 #define SUSPECT_DEATHS     2u /* in flight at so many deaths without a new token */
 #define POISON_DEATHS      2u /* of executors while alone */
+#define POISON_TOKENS      4096u /* what it costs its principal, in fair sharing and in its rate */
 
 /* Executor restarts: at once after progress, else doubling from first to last. */
 #define BACKOFF_FIRST_NS   10000000ull

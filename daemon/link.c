@@ -161,6 +161,7 @@ static void release_slot(struct broker *b, unsigned i, uint32_t s)
 	request_wait(b, r, true);
 	if (r->alone_deaths >= POISON_DEATHS) {
 		b->quota.p[r->who].poisoned++;
+		quota_tokens_charge(&b->quota, r->who, POISON_TOKENS);
 		broker_incident(b, ONEBIT_E_POISON, r, "a request ended %u executors, %u while alone",
 				r->replays, r->alone_deaths);
 		request_end(b, r, ONEBIT_E_POISON, 0, r->alone_deaths, 0);

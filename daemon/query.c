@@ -87,6 +87,7 @@ static void limits(struct broker *b, struct client *c, const struct onebit_sqe *
 		.default_tokens = b->policy.default_tokens,
 		.context = l ? l->hello.model.context : 0,
 		.block_bytes = ONEBIT_BLOCK_MAX,
+		.poisoned = p->poisoned,
 	};
 
 	quota_tokens_wait_ms(&b->quota, c->who, b->now);

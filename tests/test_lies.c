@@ -9,6 +9,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include "lib_ask.h"
 #include "lib_core.h"
 #include "limits.h"
 #include "onebit_ring.h"
@@ -655,6 +656,9 @@ START_TEST(poison)
 	for (int i = 1; i <= N; i++)
 		ck_assert_uint_eq(ends[i], 1);
 	ck_assert_uint_eq(broker_stats(k->b)->poisoned, 1);
+	/* And it stands on its principal's account. */
+	ask_core = k;
+	ck_assert_uint_eq(ask_limits(me).poisoned, 1);
 	idle();
 	k = core_free(k);
 }

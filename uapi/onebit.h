@@ -582,7 +582,8 @@ struct onebit_limits {
 	__u32 default_tokens;
 	__u32 context;
 	__u32 block_bytes;
-	__u64 reserved[4];
+	__u64 poisoned; /* its requests that ended POISON: each costs as much as many tokens */
+	__u64 reserved[3];
 };
 ONEBIT_SIZE(onebit_limits, 136);
 
