@@ -416,22 +416,26 @@ static bool has_work(struct broker *b, struct client *c)
 	return can_tell_held(b, c);
 }
 
-/* Spin on for a client that submits often, was allowed to, and runs on another CPU. */
+/*
+ * Spin on for clients that were allowed to, run on another CPU, and submit often: all of them
+ * together, for a thousand that take turns keep the loop as busy as one.
+ */
 static void note_activity(struct broker *b, struct client *c)
 {
-	uint64_t gap = b->now - c->active_ns;
+	uint64_t gap = b->now - b->spun_ns;
 
 	c->active_ns = b->now;
 	if (!c->spin_ns)
 		return;
+	b->spun_ns = b->now;
 	if (ring_client_cpu(&c->ring) == b->cpu) {
 		b->spin_until = 0; /* it cannot run while we spin */
 		return;
 	}
-	c->gap_ns = (c->gap_ns * 7 + gap) / 8;
+	b->gap_ns = (b->gap_ns * 7 + gap) / 8;
 	if (gap > c->spin_ns * 16ull)
-		c->gap_ns = 0; /* a pause is not a rhythm: give it a new chance */
-	if (c->gap_ns <= c->spin_ns && b->now + c->spin_ns > b->spin_until)
+		b->gap_ns = 0; /* a pause is not a rhythm: give it a new chance */
+	if (b->gap_ns <= c->spin_ns && b->now + c->spin_ns > b->spin_until)
 		b->spin_until = b->now + c->spin_ns;
 }
 
@@ -548,7 +552,7 @@ static void unmute(struct broker *b)
 			continue;
 		}
 		c->muted = false;
-		c->doorbells = SPURIOUS_MAX / 2; /* on parole */
+		c->doorbells = SPURIOUS_MAX - SPURIOUS_PAROLE;
 		c->window_ns = b->now;
 		b->n_muted--;
 		b->s.env.mute_client(b->s.env.ctx, i, false);

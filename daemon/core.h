@@ -38,7 +38,6 @@ struct client {
 	uint32_t max_inflight;
 	uint32_t spin_ns;
 	uint64_t active_ns; /* it last submitted */
-	uint64_t gap_ns;    /* moving average between submissions */
 	uint32_t hot;       /* place in broker.hot, or NONE */
 	bool dirty;   /* CQEs wait for publication */
 	bool blocked; /* an SQE waits for room in the CQ */
@@ -150,6 +149,8 @@ struct broker {
 	uint64_t next_deadline; /* not later than the earliest deadline of a request */
 	uint64_t next_id;
 	uint64_t spin_until;
+	uint64_t spun_ns; /* a client that may make us spin last submitted */
+	uint64_t gap_ns;  /* moving average between such submissions */
 	uint64_t served_floor; /* virtual time at which an idle principal joins */
 	uint32_t turns;
 	uint32_t cpu;

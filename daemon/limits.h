@@ -26,14 +26,15 @@
 #define SPIN_LOOKS         8u
 
 /* While spinning, a ring that was quiet so long goes cold, so that a look costs O(busy rings). */
-#define COLD_AFTER_NS      500000ull
+#define COLD_AFTER_NS      2000000ull /* 1,024 clients that each have to ring take half of it */
 #define COLD_EVERY         64u /* spins between two looks for such */
 
 /* Spurious doorbells a client may ring in one window before its doorbell is put aside. */
-#define SPURIOUS_MAX       64u
+#define SPURIOUS_MAX       32u
+#define SPURIOUS_PAROLE    4u /* so many right after a rest */
 #define SPURIOUS_WINDOW_NS 10000000ull
-#define SPURIOUS_REST_NS   10000000ull  /* the first time, doubled while it goes on */
-#define SPURIOUS_REST_MAX  320000000ull
+#define SPURIOUS_REST_NS   20000000ull  /* the first time, doubled while it goes on */
+#define SPURIOUS_REST_MAX  640000000ull
 
 /* A waiting request rises one priority class for every such while. */
 #define AGING_NS           2000000000ull
