@@ -429,14 +429,14 @@ static void note_activity(struct broker *b, struct client *c)
 		return;
 	b->spun_ns = b->now;
 	if (ring_client_cpu(&c->ring) == b->cpu) {
-		b->spin_until = 0; /* it cannot run while we spin */
+		b->spin_until = b->spin_ns = 0; /* it cannot run while we spin */
 		return;
 	}
 	b->gap_ns = (b->gap_ns * 7 + gap) / 8;
 	if (gap > c->spin_ns * 16ull)
 		b->gap_ns = 0; /* a pause is not a rhythm: give it a new chance */
-	if (b->gap_ns <= c->spin_ns && b->now + c->spin_ns > b->spin_until)
-		b->spin_until = b->now + c->spin_ns;
+	if (b->gap_ns <= c->spin_ns && c->spin_ns > b->spin_ns)
+		b->spin_ns = c->spin_ns;
 }
 
 /* Take what one client submitted, within its share of a turn. true: more is waiting. */
@@ -742,6 +742,11 @@ bool broker_sleep(struct broker *b, uint64_t *until_ns)
 
 	if (b->attention)
 		return false;
+	/* From now, not from when it was noted: a turn over many rings may take longer than a spin. */
+	if (b->spin_ns) {
+		b->spin_until = broker_now(b) + b->spin_ns;
+		b->spin_ns = 0;
+	}
 	if (b->now < b->spin_until) {
 		spin(b);
 		return false;

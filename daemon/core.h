@@ -149,6 +149,7 @@ struct broker {
 	uint64_t next_deadline; /* not later than the earliest deadline of a request */
 	uint64_t next_id;
 	uint64_t spin_until;
+	uint64_t spin_ns; /* not 0: spin so long from the end of this turn on */
 	uint64_t spun_ns; /* a client that may make us spin last submitted */
 	uint64_t gap_ns;  /* moving average between such submissions */
 	uint64_t served_floor; /* virtual time at which an idle principal joins */
