@@ -185,7 +185,9 @@ static void uring_remove(struct loop *l, enum loop_source s, uint32_t id)
 	 */
 	sqe = uring_sqe(u);
 	if (sqe) {
-		sqe->opcode = s == LOOP_LISTEN ? IORING_OP_ASYNC_CANCEL : IORING_OP_POLL_REMOVE;
+		/* Not POLL_REMOVE: of a poll that just fires it says EALREADY, and under a flood one
+		 * always just fires. */
+		sqe->opcode = IORING_OP_ASYNC_CANCEL;
 		sqe->fd = -1;
 		sqe->addr = uring_tag(u, slot);
 		sqe->flags |= IOSQE_CQE_SKIP_SUCCESS;
@@ -378,8 +380,8 @@ static bool uring_has_op(const struct uring_loop *u, unsigned op)
 
 static int uring_restrict(struct uring_loop *u)
 {
-	static const uint8_t ops[] = { IORING_OP_POLL_ADD, IORING_OP_POLL_REMOVE, IORING_OP_ACCEPT,
-				       IORING_OP_ASYNC_CANCEL, SYS_OP_FUTEX_WAKE };
+	static const uint8_t ops[] = { IORING_OP_POLL_ADD, IORING_OP_ACCEPT, IORING_OP_ASYNC_CANCEL,
+				       SYS_OP_FUTEX_WAKE };
 	struct io_uring_restriction r[8];
 	unsigned n = 0, n_ops = sizeof(ops) - !u->futex_op;
 
