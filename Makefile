@@ -74,7 +74,7 @@ EXAMPLES = $(patsubst client/examples/%.c,$(BUILD)/examples/%,$(EX_SRC))
 FUZZERS  = $(patsubst tests/fuzz/%.c,$(BUILD)/%,$(FUZZ_SRC))
 
 .DEFAULT_GOAL = all
-.PHONY: all deps deps-ci tests fuzzers fuzz bench demo check install uninstall clean help
+.PHONY: all deps deps-ci tests fuzzers fuzz bench demo check install uninstall clean help force
 .DELETE_ON_ERROR:
 .SECONDARY:
 
@@ -128,7 +128,13 @@ fuzzers: $(FUZZERS)
 
 # ---- how it is made ------------------------------------------------------------------------------
 
-$(BUILD)/obj/%.o: %.c Makefile
+# Written when it changes: another compiler or other flags make everything anew.
+$(BUILD)/flags: export FLAGS = $(CC) $(ALL_CFLAGS) $(ALL_LDFLAGS)
+$(BUILD)/flags: force
+	@mkdir -p $(@D)
+	@echo "$$FLAGS" | cmp -s - $@ || echo "$$FLAGS" >$@
+
+$(BUILD)/obj/%.o: %.c Makefile $(BUILD)/flags
 	$(call say,CC,$<)
 	@mkdir -p $(@D)
 	$(Q)$(CC) $(ALL_CFLAGS) $(INC_$(firstword $(subst /, ,$<))) -MMD -MP -c $< -o $@
@@ -196,7 +202,10 @@ install: all
 	for m in $(MAN); do \
 		install -D -m 644 "$$m" "$D$(MANDIR)/man$${m##*.}/$${m##*/}"; \
 	done
-	for u in $(UNITS); do install -D -m 644 "$$u" "$D$(PREFIX)/lib/systemd/system/$${u##*/}"; done
+	for u in $(UNITS); do \
+		install -D -m 644 "$$u" "$D$(PREFIX)/lib/systemd/system/$${u##*/}" && \
+		sed -i 's|/usr/sbin/|$(SBINDIR)/|' "$D$(PREFIX)/lib/systemd/system/$${u##*/}"; \
+	done
 	for u in $(wildcard udev/*sysusers*); do \
 		install -D -m 644 "$$u" "$D$(PREFIX)/lib/sysusers.d/onebit.conf"; \
 	done
@@ -206,18 +215,21 @@ install: all
 	for u in $(wildcard udev/*.rules); do \
 		install -D -m 644 "$$u" "$D$(PREFIX)/lib/udev/rules.d/$${u##*/}"; \
 	done
-	for c in $(wildcard udev/onebitd.conf daemon/onebitd.conf); do \
-		test -e "$D$(SYSCONFDIR)/onebit/onebitd.conf" || \
-			install -D -m 640 "$$c" "$D$(SYSCONFDIR)/onebit/onebitd.conf"; \
-	done
+	test -e "$D$(SYSCONFDIR)/onebit/onebitd.conf" || \
+		install -D -m 640 daemon/onebitd.conf "$D$(SYSCONFDIR)/onebit/onebitd.conf"
 
-# All but the configuration, which is the administrator's.
+# All but a configuration in which somebody has written.
 uninstall:
+	if cmp -s daemon/onebitd.conf "$D$(SYSCONFDIR)/onebit/onebitd.conf"; then \
+		rm "$D$(SYSCONFDIR)/onebit/onebitd.conf" && \
+		rmdir --ignore-fail-on-non-empty "$D$(SYSCONFDIR)/onebit"; \
+	fi
 	rm -f "$D$(BINDIR)/onebit" "$D$(SBINDIR)/onebitd" "$D$(LIBDIR)"/libonebit.* \
 		"$D$(LIBDIR)/pkgconfig/libonebit.pc" "$D$(PREFIX)/lib/sysusers.d/onebit.conf" \
 		"$D$(PREFIX)/lib/tmpfiles.d/onebit.conf"
 	for f in $(notdir $(PUBLIC)); do rm -f "$D$(INCLUDEDIR)/onebit/$$f"; done
-	-rmdir "$D$(INCLUDEDIR)/onebit"
+	test ! -d "$D$(INCLUDEDIR)/onebit" || \
+		rmdir --ignore-fail-on-non-empty "$D$(INCLUDEDIR)/onebit"
 	for m in $(notdir $(MAN)); do rm -f "$D$(MANDIR)/man$${m##*.}/$$m"; done
 	for u in $(notdir $(UNITS)); do rm -f "$D$(PREFIX)/lib/systemd/system/$$u"; done
 	for u in $(notdir $(wildcard udev/*.rules)); do rm -f "$D$(PREFIX)/lib/udev/rules.d/$$u"; done

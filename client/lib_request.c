@@ -201,7 +201,7 @@ int lib_request_place(struct onebit *o, struct lib_request *rq)
 {
 	struct lib_ring *ring = &o->ring;
 	struct onebit_sqe *sqe;
-	uint32_t arena_off;
+	uint32_t arena_off = 0;
 	int r;
 
 	arena_reclaim(o);

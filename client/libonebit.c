@@ -336,7 +336,7 @@ static int generate_run(struct onebit *o, const struct onebit_request *rq,
 			struct onebit_error *err)
 {
 	struct onebit_event ev;
-	uint64_t id;
+	uint64_t id = 0;
 	int r = onebit_submit(o, rq, &id);
 
 	if (r) {
@@ -368,7 +368,7 @@ int onebit_generate(const char *prompt, const struct onebit_params *params,
 				    .len = strlen(prompt) };
 	struct onebit_request rq = { .op = ONEBIT_OP_GENERATE, .parts = &part, .n_parts = 1 };
 	struct onebit_error unseen;
-	struct onebit *o;
+	struct onebit *o = NULL;
 	int r;
 
 	if (!err)
@@ -381,7 +381,7 @@ int onebit_generate(const char *prompt, const struct onebit_params *params,
 				       "onebit_generate() makes one choice, %u were asked for; use onebit_submit()",
 				       rq.params.n_choices);
 	r = onebit_open(&o, NULL, err);
-	if (r)
+	if (!o)
 		return r;
 	r = generate_run(o, &rq, on_text, user, err);
 	onebit_close(o);

@@ -298,15 +298,17 @@ static int check_value(struct reader *r, const struct key *k, const char *value)
 	    (p->journal_bytes & (p->journal_bytes - 1)))
 		return refuse(r, "%s = '%.64s' is not a power of two; allowed are 1, 2, 4 to %llu",
 			      k->name, value, (unsigned long long)k->max);
-	if (k->off == offsetof(struct config, executor) && *value) {
+	if (k->off == offsetof(struct config, executor)) {
 		char copy[sizeof(r->c->executor)], *argv[CONFIG_ARGS_MAX + 1];
+		unsigned n;
 
 		memcpy(copy, r->c->executor, sizeof(copy));
-		if (config_split(copy, argv) > CONFIG_ARGS_MAX)
+		n = config_split(copy, argv);
+		if (n > CONFIG_ARGS_MAX)
 			return refuse(r, "%s has more words than the %u allowed; use a script", k->name,
 				      CONFIG_ARGS_MAX);
 		/* PATH belongs to whoever started us, the executor to the administrator. */
-		if (!strchr(argv[0], '/'))
+		if (n && !strchr(argv[0], '/'))
 			return refuse(r, "%s = '%.64s' is not a path; give the program with its folder",
 				      k->name, argv[0]);
 	}

@@ -6,8 +6,7 @@
 set -eu
 cd "$(dirname "$0")/.."
 
-build=${ONEBIT_BUILD:-build}
-case $build in /*) ;; *) build=$PWD/$build ;; esac
+build=${BUILD:-build}
 tmp=$(mktemp -d)
 daemon=
 # shellcheck disable=SC2317 # the trap calls it
@@ -27,7 +26,9 @@ fail() {
 
 # Sanitizers make system calls that the sandbox forbids.
 sandbox=on
-[ "$(basename "$build")" = build ] || sandbox=off
+case $build in
+*address* | *thread*) sandbox=off ;;
+esac
 "$build/onebitd" -c none -o "socket = $tmp/s" -o "sandbox = $sandbox" \
 	-o "executor = $build/onebit-loopback --delay-us 200" >"$tmp/log" 2>&1 &
 daemon=$!

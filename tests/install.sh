@@ -53,7 +53,7 @@ for kind in sysusers tmpfiles; do
 		[ -e "$f" ] && there "/usr/lib/$kind.d/onebit.conf"
 	done
 done
-[ -e udev/onebitd.conf ] && there /etc/onebit/onebitd.conf
+there /etc/onebit/onebitd.conf
 
 # A stranger's program, in C and with both kinds of library.
 cat >"$tmp/stranger.c" <<'C'
@@ -69,8 +69,10 @@ int main(void)
 }
 C
 # pkg-config and its sysroot do not go well with blanks, so it is given another name of the same.
-ln -s "$root" "$tmp/root"
-export PKG_CONFIG_PATH="$tmp/root/usr/lib/pkgconfig" PKG_CONFIG_SYSROOT_DIR="$tmp/root"
+top=$PWD
+cd "$tmp"
+ln -s "$root" root
+export PKG_CONFIG_PATH=root/usr/lib/pkgconfig PKG_CONFIG_SYSROOT_DIR=root
 read -ra cflags < <(pkg-config --cflags libonebit)
 read -ra libs < <(pkg-config --libs libonebit)
 $cc -Wall -Werror "${cflags[@]}" "$tmp/stranger.c" "${libs[@]}" -o "$tmp/shared" ||
@@ -84,6 +86,11 @@ fi
 
 "$root/usr/bin/onebit" --version >/dev/null || fail "onebit --version ends with an error"
 "$root/usr/sbin/onebitd" --version >/dev/null || fail "onebitd --version ends with an error"
+
+cd "$top"
+make -s uninstall BUILD="$build" DESTDIR="$root" >"$tmp/log" 2>&1 || fail "uninstall fails"
+left=$(find "$root" ! -type d)
+[ -z "$left" ] || fail "uninstall leaves: $left"
 
 # An upgrade keeps what the administrator wrote, and so does uninstall.
 mkdir -p "$root/etc/onebit"

@@ -147,18 +147,19 @@ uint32_t e2e_scaled(uint32_t n)
 
 /* ---- the daemon -------------------------------------------------------------------------------- */
 
-/* build/tests/test_x -> build/NAME */
-static void program_path(char *path, size_t len, const char *name)
+/* Where the programs are: above build/tests/test_x. */
+static int enter_build(void)
 {
 	char self[400];
 	ssize_t n = readlink("/proc/self/exe", self, sizeof(self) - 1);
 
-	must(n > 0, "/proc/self/exe cannot be read: %s", strerror(errno));
+	if (n <= 0)
+		return -1;
 	self[n] = 0;
 	for (int i = 0; i < 2; i++)
 		if (strrchr(self, '/'))
 			*strrchr(self, '/') = 0;
-	snprintf(path, len, "%s/%s", self, name);
+	return chdir(self);
 }
 
 void e2e_write(const struct e2e *d, const char *name, const char *text)
@@ -195,13 +196,12 @@ bool e2e_has_sandbox(void)
 
 void e2e_configure(const struct e2e *d, const char *executor, const char *settings)
 {
-	char text[4096], loopback[440];
+	char text[4096];
 	int n;
 
-	program_path(loopback, sizeof(loopback), "onebit-loopback");
 	n = snprintf(text, sizeof(text),
-		     "socket = %s\nexecutor = %s %s\nmodel = %s/model-a\nmodel_dir = %s\n"
-		     SANDBOX "%s", d->socket, loopback, executor ? executor : "", d->dir, d->dir,
+		     "socket = %s\nexecutor = ./onebit-loopback %s\nmodel = %s/model-a\nmodel_dir = %s\n"
+		     SANDBOX "%s", d->socket, executor ? executor : "", d->dir, d->dir,
 		     settings ? settings : "");
 	must(n < (int)sizeof(text), "the configuration is too long for this buffer");
 	e2e_write(d, "conf", text);
@@ -228,14 +228,14 @@ static bool answers(const struct e2e *d)
 
 static _Noreturn void become_daemon(const struct e2e *d, pid_t parent)
 {
-	char program[440], conf[128], log[128];
+	static const char program[] = "./onebitd";
+	char conf[128], log[128];
 	int fd;
 
 	signal(SIGTERM, SIG_DFL); /* Check's handler would end the test */
 	prctl(PR_SET_PDEATHSIG, SIGTERM);
 	if (getppid() != parent)
 		_exit(1);
-	program_path(program, sizeof(program), "onebitd");
 	snprintf(conf, sizeof(conf), "%s/conf", d->dir);
 	snprintf(log, sizeof(log), "%s/log", d->dir);
 	fd = open(log, O_WRONLY | O_CREAT | O_APPEND, 0600);
@@ -244,8 +244,10 @@ static _Noreturn void become_daemon(const struct e2e *d, pid_t parent)
 	for (fd = 3; fd < 256; fd++) /* the test's descriptors are none of the daemon's */
 		close(fd);
 	unsetenv("NOTIFY_SOCKET");
-	execl(program, program, "-c", conf, (char *)NULL);
-	dprintf(2, "cannot run %s: %s; build it first\n", program, strerror(errno));
+	/* The executor is named from there, for its command is split at blanks, which a path may have. */
+	if (!enter_build())
+		execl(program, program, "-c", conf, (char *)NULL);
+	dprintf(2, "cannot run %s of the build: %s; build it first\n", program, strerror(errno));
 	_exit(127);
 }
 
@@ -276,7 +278,7 @@ void e2e_start(struct e2e *d, const char *executor, const char *settings)
 
 	memset(d, 0, sizeof(*d));
 	snprintf(d->dir, sizeof(d->dir), "%s/onebit-e2e-XXXXXX",
-		 tmp && *tmp && strlen(tmp) < 40 ? tmp : "/tmp");
+		 tmp && *tmp && strlen(tmp) < 60 ? tmp : "/tmp");
 	must(mkdtemp(d->dir), "%s: %s", d->dir, strerror(errno));
 	must(!chmod(d->dir, 0755), "chmod: %s", strerror(errno));
 	snprintf(d->socket, sizeof(d->socket), "%s/s", d->dir);

@@ -7,6 +7,7 @@
 #include <stddef.h>
 #include <stdint.h>
 #include <sys/types.h>
+#include "lib_tmp.h"
 #include "libonebit.h"
 
 /*
@@ -145,6 +146,7 @@ Suite *e2e_suite(const char *name);
 #define e2e_add(s, test, n) \
 	do { \
 		TCase *case_ = tcase_create(#test); \
+		tmp_fixture(case_); \
 		tcase_add_loop_test(case_, test, 0, (int)(n)); \
 		suite_add_tcase(s, case_); \
 	} while (0)

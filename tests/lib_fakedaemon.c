@@ -47,7 +47,7 @@ void fake_start(struct fake *f)
 	f->max_inflight = 8;
 	f->features = ONEBIT_FEAT_NOTIFY | ONEBIT_FEAT_RESUME | ONEBIT_FEAT_STATS;
 	memset(f->model_id, 7, sizeof(f->model_id));
-	snprintf(f->dir, sizeof(f->dir), "%.40s/fake-XXXXXX", tmp ? tmp : "/tmp");
+	assert(snprintf(f->dir, sizeof(f->dir), "%s/fake-XXXXXX", tmp ? tmp : "/tmp") < 92);
 	assert(mkdtemp(f->dir));
 	snprintf(f->path, sizeof(f->path), "%s/socket", f->dir);
 	fake_listen(f);

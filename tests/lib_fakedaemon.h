@@ -18,8 +18,8 @@
 #define FAKE_START 0xffffff00u
 
 struct fake {
-	char dir[64];
-	char path[96];
+	char dir[92];
+	char path[100];
 	int listener;
 	int sock, doorbell, client_fd, daemon_fd, stats_fd;
 	struct onebit_hello hello;     /* the last one received */

@@ -4,7 +4,8 @@
 # run.sh [BUILD [NAME...]]: run the tests built into BUILD (build/tests/test_*) and the scripts beside
 # this file, two at a time, from the top of the source tree. Exit status 77 means skipped; a test that
 # ends otherwise than 0 shows what it said. A Check binary counts with each of its tests, a script as
-# one; a line "skip: WHAT" in a test that passed counts as a skipped part.
+# one; a line "skip: WHAT" in a test that passed counts as a skipped part. Each has a $TMPDIR of its
+# own, where it must leave nothing.
 #
 # ONEBIT_JOBS: tests at a time (2). ONEBIT_TEST_TIMEOUT: seconds after which one counts as hung (900).
 set -u
@@ -30,9 +31,16 @@ mkdir -p "$logs"
 rm -f "$logs"/*.log "$logs"/*.rc
 
 run_one() {
-	local name=$1 cmd=$2 begin=$SECONDS rc=0
-	timeout -k 10 "${ONEBIT_TEST_TIMEOUT:-900}" "${wrap[@]}" "$cmd" \
+	local name=$1 cmd=$2 begin=$SECONDS rc=0 tmp left
+	tmp=$(mktemp -d) && chmod 755 "$tmp" || exit 1
+	TMPDIR=$tmp timeout -k 10 "${ONEBIT_TEST_TIMEOUT:-900}" "${wrap[@]}" "$cmd" \
 		>"$logs/$name.log" 2>&1 </dev/null || rc=$?
+	left=$(ls -A "$tmp")
+	rm -rf "$tmp"
+	if [ "$rc" -eq 0 ] && [ -n "$left" ]; then
+		echo "it left in \$TMPDIR:" $left >>"$logs/$name.log"
+		rc=1
+	fi
 	echo "$rc" >"$logs/$name.rc"
 	case $rc in
 	0) printf '  ok      %s (%d s)\n' "$name" $((SECONDS - begin)) ;;

@@ -5,14 +5,16 @@
 # scripts that use it would go wrong. $BUILD names the folder of the build (default: build).
 
 BUILD=${BUILD:-build}
-onebit=$BUILD/onebit
+onebit=./onebit
 tmp=$(mktemp -d) || exit 1
 failed=0
 unset ONEBIT_SOCKET
 trap 'rm -rf "$tmp"' EXIT
 
+# From there the executor has a path without a blank, at which its command would be split.
+cd "$BUILD" || exit 1
 if [ ! -x "$onebit" ]; then
-	echo "skipped: $onebit is missing; build it with make"
+	echo "skipped: $BUILD/onebit is missing; build it with make"
 	exit 77
 fi
 
@@ -105,10 +107,10 @@ bad 2 'CPU 1000 does not exist' bench ring --pin 0,1000
 bad 2 'no row or group frobnicate' bench ring --only frobnicate
 
 # With a daemon of its own: an answer, its JSON, the daemon's own words when it does not start.
-if [ -x "$BUILD/onebitd" ] && [ -x "$BUILD/onebit-loopback" ]; then
+if [ -x ./onebitd ] && [ -x ./onebit-loopback ]; then
 	TMPDIR=$tmp
 	export TMPDIR
-	executor="executor = $(cd "$BUILD" && pwd)/onebit-loopback"
+	executor="executor = ./onebit-loopback"
 
 	good . run --private --set "$executor" --max-tokens 5 --seed 1 hello
 	cp "$tmp/out" "$tmp/first"

@@ -422,8 +422,9 @@ START_TEST(poison_beside_innocents)
 	must(st[bad].res == -EIO && !st[bad].error.retryable, "%s", st[bad].error.text);
 	must(st[bad].next[0] == (strstr(poisons[_i], "@3") ? 3 : 0), "%u tokens of poison",
 	     st[bad].next[0]);
-	s = e2e_stats(o);
-	must(s.poisoned == 1 && s.failed == 1, "%llu poisoned", (unsigned long long)s.poisoned);
+	/* The page is written after the completions. */
+	until((s = e2e_stats(o)).poisoned == 1 && s.failed == 1, "%llu poisoned, %llu failed",
+	      (unsigned long long)s.poisoned, (unsigned long long)s.failed);
 	must(e2e_query(o, ONEBIT_QUERY_INCIDENTS)->res > 0, "no incident tells of it");
 	settle(o);
 	stop(o);

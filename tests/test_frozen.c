@@ -24,6 +24,7 @@
 #include "frozen/1.0/onebit_ring.h"
 
 #include "attach.h"
+#include "lib_tmp.h"
 #include "libonebit.h"
 
 static struct onebit_hello hello(void)
@@ -306,7 +307,6 @@ START_TEST(library_works_with_old_daemon)
 	struct onebit_request nop = { .op = ONEBIT_OP_NOP };
 	struct onebit_request echo = { .op = ONEBIT_OP_ECHO, .data = text, .data_len = sizeof(text) };
 	struct onebit_request query = { .op = ONEBIT_OP_QUERY, .arg = ONEBIT_QUERY_FEATURES };
-	char dir[] = "/tmp/onebit-frozen-XXXXXX";
 	struct sockaddr_un addr = { .sun_family = AF_UNIX };
 	struct onebit_options options = { .size = sizeof(options), .no_reconnect = 1 };
 	struct onebit_error err = { 0 };
@@ -315,8 +315,7 @@ START_TEST(library_works_with_old_daemon)
 	int status, rc, listener;
 	pid_t pid;
 
-	ck_assert_ptr_nonnull(mkdtemp(dir));
-	snprintf(addr.sun_path, sizeof(addr.sun_path), "%s/s", dir);
+	snprintf(addr.sun_path, sizeof(addr.sun_path), "%s/s", getenv("TMPDIR"));
 	listener = socket(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0);
 	ck_assert_int_eq(bind(listener, (struct sockaddr *)&addr, sizeof(addr)), 0);
 	ck_assert_int_eq(listen(listener, 1), 0);
@@ -328,7 +327,6 @@ START_TEST(library_works_with_old_daemon)
 	options.socket = addr.sun_path;
 	rc = onebit_open(&o, &options, &err);
 	unlink(addr.sun_path);
-	rmdir(dir);
 	ck_assert_msg(rc == 0, "%d: %s", rc, err.text);
 	ck_assert_uint_eq(onebit_welcome(o)->epoch, 77);
 
@@ -359,6 +357,7 @@ int main(void)
 	SRunner *r;
 	int failed;
 
+	tmp_fixture(t);
 	tcase_add_test(t, old_hello_is_accepted);
 	tcase_add_test(t, newer_minor_is_accepted);
 	tcase_add_test(t, unknown_wanted_feature_is_not_granted);

@@ -23,6 +23,7 @@
 #include <time.h>
 #include <unistd.h>
 #include "lib_raw.h"
+#include "lib_tmp.h"
 #include "onebit_ring.h"
 #include "private.h"
 
@@ -82,10 +83,11 @@ static int count(const char *name)
 	snprintf(file, sizeof(file), "/proc/%d/%s", (int)broker, name ? name : "fd");
 	if (!name) {
 		d = opendir(file);
-		for (; d && readdir(d); n++)
+		if (!d)
+			return -1; /* it is not dumpable, so only root may look */
+		for (; readdir(d); n++)
 			;
-		if (d)
-			closedir(d);
+		closedir(d);
 		return n;
 	}
 	f = fopen(file, "r");
@@ -93,6 +95,24 @@ static int count(const char *name)
 		n += c == '\n';
 	if (f)
 		fclose(f);
+	return n;
+}
+
+/*
+ * Its open descriptors, once they stay as many: those of regions made ahead are among them. -1, said
+ * as a part skipped: not allowed to look.
+ */
+static int settled(void)
+{
+	int n = count(NULL), now;
+
+	for (int same = 0; same < 200; nap(1)) {
+		now = count(NULL);
+		same = now == n ? same + 1 : 0;
+		n = now;
+	}
+	if (n < 0)
+		printf("skip: counting the broker's descriptors needs root\n");
 	return n;
 }
 
@@ -112,15 +132,16 @@ static void served(void)
 
 static void start(const char *const *more)
 {
-	const char *build = getenv("ONEBIT_BUILD"), *settings[16];
-	char why[512], onebitd[4096], executor[4200], *root;
+	const char *build = getenv("BUILD"), *settings[16];
+	char why[512], onebitd[500], executor[540];
 	int n = 0;
 
-	root = realpath(build ? build : "build", NULL);
-	ck_assert_msg(root, "no build folder; set ONEBIT_BUILD");
-	snprintf(onebitd, sizeof(onebitd), "%s/onebitd", root);
-	snprintf(executor, sizeof(executor), "executor = %s/onebit-loopback --delay-us 500", root);
-	free(root);
+	if (!build)
+		build = "build";
+	/* Not from the root: executor is split at blanks, which its folder may have. */
+	ck_assert_msg(snprintf(onebitd, sizeof(onebitd), "%s/onebitd", build) < (int)sizeof(onebitd),
+		      "$BUILD is too long");
+	snprintf(executor, sizeof(executor), "executor = %s/onebit-loopback --delay-us 500", build);
 	settings[n++] = executor;
 	settings[n++] = "max_clients = 256";
 	settings[n++] = "limit.clients = 256";
@@ -443,8 +464,7 @@ START_TEST(death_in_handshake)
 		nap(5);
 	}
 	wait_clients(&other, 1);
-	nap(100);
-	fds = count(NULL);
+	fds = settled();
 	maps = count("maps");
 	for (int i = 0; i < 100; i++) {
 		pid_t pid = fork();
@@ -490,8 +510,7 @@ START_TEST(talking_after_welcome)
 	struct raw other = attached();
 	int fds, i, n;
 
-	nap(50);
-	fds = count(NULL);
+	fds = settled();
 	for (i = 0; i < 20; i++) {
 		union {
 			char buf[CMSG_SPACE(8 * sizeof(int))];
@@ -635,8 +654,7 @@ START_TEST(cycles)
 	for (int i = 0; i < 220; i++) {
 		if (i == 20) { /* what is made ahead is there */
 			wait_clients(&other, 1);
-			nap(100);
-			fds = count(NULL);
+			fds = settled();
 			maps = count("maps");
 		}
 		r = attached();
@@ -659,11 +677,15 @@ START_TEST(no_descriptors)
 	enum { N = 60 };
 	struct raw r[N], other = attached();
 	struct rlimit before, few;
-	int refused = 0, in = 0, err;
+	int refused = 0, in = 0, err, fds = settled();
 
+	if (fds < 0) {
+		raw_detach(&other);
+		return;
+	}
 	ck_assert_int_eq(prlimit(broker, RLIMIT_NOFILE, NULL, &before), 0);
 	few = before;
-	few.rlim_cur = (rlim_t)count(NULL) + 24;
+	few.rlim_cur = (rlim_t)fds + 24;
 	ck_assert_int_eq(prlimit(broker, RLIMIT_NOFILE, &few, NULL), 0);
 	for (int i = 0; i < N; i++) {
 		err = raw_attach(&r[i], path, NULL);
@@ -734,6 +756,7 @@ static void add_all(Suite *s, const char *name, void (*setup)(void))
 {
 	TCase *t = tcase_create(name);
 
+	tmp_fixture(t);
 	tcase_add_checked_fixture(t, setup, end);
 	tcase_add_test(t, seals);
 	tcase_add_test(t, hole_punching);

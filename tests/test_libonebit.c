@@ -16,6 +16,7 @@
 #include <time.h>
 #include <unistd.h>
 #include "lib_fakedaemon.h"
+#include "lib_tmp.h"
 #include "libonebit.h"
 #include "onebit_ring.h"
 
@@ -1512,6 +1513,7 @@ int main(void)
 	SRunner *run;
 	int failed;
 
+	tmp_fixture(c);
 	tcase_set_timeout(c, 60);
 	tcase_add_checked_fixture(c, setup, teardown);
 	tcase_add_loop_test(c, welcome_wrong, 0, (int)BENDS);

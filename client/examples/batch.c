@@ -41,7 +41,7 @@ int main(int argc, char **argv)
 	while (ended < total) {
 		for (r = 0; sent < total && !r; sent += !r)
 			r = submit(o, sent);
-		if (!r || r == -EAGAIN)
+		if (r >= 0 || r == -EAGAIN)
 			r = onebit_next(o, &ev, -1);
 		if (r < 0) {
 			fprintf(stderr, "batch: %s\n", onebit_last_error(o)->text);
