@@ -4,8 +4,8 @@
  * promise and core.h for the map of its files.
  *
  * A turn visits the hot rings (those that rang or were busy lately), takes at most TURN_SQES
- * entries of each, lets the links run, then publishes all completions: one store a client, one
- * fence for all of them, one wake for who sleeps. Going to sleep tells every hot ring to ring
+ * entries of each, lets the links run, then publishes all completions: their marks, one fence for
+ * all clients, one wake for who sleeps. Going to sleep tells every hot ring to ring
  * first, fences, and looks once more; so cold rings cost nothing and no wake-up is lost.
  *
  * Room in the CQ. An SQE is taken only while  unreaped + 2 * in flight + 2 <= entries. A request
