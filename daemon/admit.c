@@ -308,21 +308,18 @@ static void fill_window(const struct client *c, const struct request *r,
 }
 
 /* A model that answers must be the one asked for; a resumed answer cannot go on with another. */
-static bool check_model(struct broker *b, const struct onebit_params *p, struct refusal *why)
+static bool check_model(struct broker *b, uint8_t op, const struct onebit_params *p,
+			struct refusal *why)
 {
-	static const uint8_t any[32];
-	const struct link *l = &b->link[b->active];
+	enum onebit_code code;
+	uint64_t detail;
 
 	if (p->session)
 		return no(why, p->n_resume ? ONEBIT_E_LOST : ONEBIT_E_NOT_FOUND, p->session);
-	if (!l->hello.version)
-		return true; /* its hello is still to come; link.c asks again then */
-	if (p->flags & ~l->hello.param_flags)
-		return no(why, ONEBIT_E_BAD_PARAM, PARAM_AT(flags));
-	if (memcmp(p->model_id, any, 32) && memcmp(p->model_id, l->hello.model.model_id, 32))
-		return no(why, p->n_resume ? ONEBIT_E_LOST : ONEBIT_E_MODEL_CHANGED,
-			  b->model_generation);
-	return true;
+	if (!b->link[b->active].hello.version)
+		return true; /* its hello is still to come; link.c judges then */
+	code = link_judge(b, (unsigned)b->active, op, p, &detail);
+	return code == ONEBIT_E_OK || no(why, code, detail);
 }
 
 static bool admit_block(struct broker *b, struct client *c, const struct onebit_sqe *e,
@@ -342,7 +339,7 @@ static bool admit_block(struct broker *b, struct client *c, const struct onebit_
 		memset((uint8_t *)&p + (p.size < 8 ? 8 : p.size), 0,
 		       sizeof(p) - (p.size < 8 ? 8 : p.size));
 	if (!check_params(b, c, e, &p, why) || !check_window(e, &p, &rec_off, &rec_cap, why) ||
-	    !check_model(b, &p, why))
+	    !check_model(b, e->op, &p, why))
 		return false;
 
 	uid = b->quota.p[c->who].uid;

@@ -229,6 +229,9 @@ struct request *sched_pick(struct broker *b, unsigned link);
 /* ---- link.c ---- */
 void link_init(struct broker *b, unsigned i);
 void link_start(struct broker *b, unsigned i);
+/* May its executor, whose hello is here, run this? OK, or why not and the detail. */
+enum onebit_code link_judge(const struct broker *b, unsigned i, uint8_t op,
+			    const struct onebit_params *p, uint64_t *detail);
 void link_run(struct broker *b, unsigned i); /* events, dispatch, timers; once a turn */
 /* Shall it ring when it has events? */
 void link_need_kick(struct broker *b, unsigned i, bool need);

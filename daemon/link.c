@@ -366,6 +366,24 @@ static void publish(struct broker *b, unsigned i)
 
 /* ---- events ---------------------------------------------------------------------------------- */
 
+enum onebit_code link_judge(const struct broker *b, unsigned i, uint8_t op,
+			    const struct onebit_params *p, uint64_t *detail)
+{
+	static const uint8_t any[32];
+	const struct exec_hello *h = &b->link[i].hello;
+
+	*detail = op;
+	if (!(h->ops >> op & 1))
+		return ONEBIT_E_UNSUPPORTED;
+	*detail = offsetof(struct onebit_params, flags);
+	if (p->flags & ~h->param_flags)
+		return ONEBIT_E_BAD_PARAM;
+	*detail = b->model_generation;
+	if (memcmp(p->model_id, any, 32) && memcmp(p->model_id, h->model.model_id, 32))
+		return p->n_resume ? ONEBIT_E_LOST : ONEBIT_E_MODEL_CHANGED;
+	return ONEBIT_E_OK;
+}
+
 static void ready(struct broker *b, unsigned i, const struct exec_event *ev)
 {
 	struct link *l = &b->link[i];
@@ -424,22 +442,16 @@ static void ready(struct broker *b, unsigned i, const struct exec_event *ev)
 	}
 	/* Accepted before anyone knew what this executor can do. */
 	for (w = b->wait_first; w != NONE; w = next) {
-		static const uint8_t any[32];
 		struct request *r = &b->requests[w];
-		const struct onebit_params *p;
+		enum onebit_code code;
+		uint64_t detail;
 
 		next = r->wnext;
 		if (r->link != i)
 			continue;
-		p = &r->entry->params;
-		if (!(h.ops >> r->op & 1))
-			request_end(b, r, ONEBIT_E_UNSUPPORTED, 0, r->op, 0);
-		else if (memcmp(p->model_id, any, 32) && memcmp(p->model_id, h.model.model_id, 32))
-			request_end(b, r, p->n_resume ? ONEBIT_E_LOST : ONEBIT_E_MODEL_CHANGED, 0,
-				    b->model_generation, 0);
-		else if (p->flags & ~h.param_flags)
-			request_end(b, r, ONEBIT_E_BAD_PARAM, 0,
-				    offsetof(struct onebit_params, flags), 0);
+		code = link_judge(b, i, r->op, &r->entry->params, &detail);
+		if (code != ONEBIT_E_OK)
+			request_end(b, r, code, 0, detail, 0);
 	}
 }
 
