@@ -8,18 +8,21 @@ SOVERSION = 0
 
 CC ?= cc
 AR ?= ar
+MACHINE := $(firstword $(subst -, ,$(shell $(CC) -dumpmachine)))
 OPT ?= -O2 -g
 DESTDIR ?=
 PREFIX ?= /usr
 SYSCONFDIR ?= /etc
 BINDIR ?= $(PREFIX)/bin
+LIBEXECDIR ?= $(PREFIX)/libexec/onebit
 SBINDIR ?= $(PREFIX)/sbin
 LIBDIR ?= $(PREFIX)/lib
 INCLUDEDIR ?= $(PREFIX)/include
 MANDIR ?= $(PREFIX)/share/man
 
 # Debian 12's names. make brings itself; git is not needed.
-DEPS    = gcc libc6-dev pkg-config liburing-dev check libsubunit-dev
+DEPS    = gcc libc6-dev pkg-config liburing-dev check libsubunit-dev \
+          libjansson-dev libutf8proc-dev libsodium-dev libxxhash-dev libpcre2-dev xz-utils
 DEPS_CI = g++ clang clang-tidy libclang-rt-14-dev cppcheck shellcheck binutils
 
 BUILD = build$(if $(SAN),/$(SAN))
@@ -44,13 +47,23 @@ JOBS = $(if $(findstring jobserver,$(MAKEFLAGS)),,-j$(shell nproc))
 
 # Each folder's permission: the folders whose headers it may include, in quotes only, so that
 # <limits.h> remains the system's.
-INC_client = -iquote uapi -iquote client
-INC_daemon = -iquote uapi -iquote daemon
-INC_tests  = -iquote uapi -iquote client -iquote daemon -iquote tests
+INC_client          = -iquote uapi -iquote client
+INC_client/examples = $(INC_client)
+INC_daemon          = -iquote uapi -iquote daemon
+INC_daemon/engine   = -iquote kernels -iquote daemon/engine
+INC_daemon/tools    = $(INC_daemon/engine) -iquote daemon/tools
+INC_kernels         = -iquote kernels
+INC_kernels/cpu     = -iquote kernels
+INC_tests           = -iquote uapi -iquote client -iquote daemon $(INC_daemon/tools) -iquote tests
+INC_tests/fuzz      = $(INC_tests)
+INC_tests/frozen    = $(INC_tests)
 
 LIB_SRC    = client/libonebit.c $(wildcard client/lib_*.c)
 CLI_SRC    = client/onebit.c $(wildcard client/private.c client/cmd_*.c client/bench_*.c)
 EXEC_SRC   = daemon/executor.c
+KERNEL_SRC = $(wildcard kernels/*.c kernels/cpu/*.c)
+ENGINE_SRC = $(wildcard daemon/engine/*.c)
+TOOL_SRC   = $(filter-out daemon/tools/main.c,$(wildcard daemon/tools/*.c))
 # The core makes no system call; the process around it does.
 BROKER_SRC = $(wildcard daemon/attach.c daemon/policy.c daemon/ring.c daemon/journal.c \
              daemon/quota.c daemon/admit.c daemon/query.c daemon/request.c daemon/sched.c \
@@ -67,8 +80,12 @@ EX_SRC     = $(wildcard client/examples/*.c)
 obj = $(patsubst %.c,$(BUILD)/obj/%.o,$(1))
 
 # In the order of linking: a layer before those below it.
-LIBS     = $(BUILD)/libonebit.a $(BUILD)/libdaemon.a $(BUILD)/libbroker.a $(BUILD)/libexecutor.a
+LIBS     = $(BUILD)/libonebit.a $(BUILD)/libdaemon.a $(BUILD)/libbroker.a $(BUILD)/libexecutor.a \
+           $(MODEL_LIBS)
+MODEL_LIBS = $(BUILD)/libtools.a $(BUILD)/libengine.a $(BUILD)/libkernels.a
 PROGRAMS = $(BUILD)/onebitd $(BUILD)/onebit $(BUILD)/onebit-loopback
+# What the engine and the tools take from Debian.
+MODEL_LD = -lutf8proc -lsodium -lxxhash -ljansson -lpthread -lm
 TESTS    = $(patsubst tests/%.c,$(BUILD)/tests/%,$(TEST_SRC)) $(BUILD)/tests/old_client
 EXAMPLES = $(patsubst client/examples/%.c,$(BUILD)/examples/%,$(EX_SRC))
 FUZZERS  = $(patsubst tests/fuzz/%.c,$(BUILD)/%,$(FUZZ_SRC))
@@ -134,10 +151,20 @@ $(BUILD)/flags: force
 	@mkdir -p $(@D)
 	@echo "$$FLAGS" | cmp -s - $@ || echo "$$FLAGS" >$@
 
+# A file named for an instruction set is compiled for it, and runs only where the CPU has it.
+ifeq ($(MACHINE),x86_64)
+ISA_avx2   = -mavx2 -mfma -mf16c
+ISA_avx512 = -mavx512f -mavx512bw -mavx512vl -mavx512dq -mavx512vbmi -mavx512vnni -mavx2 -mfma -mf16c
+ISA_shani  = -msha -msse4.1
+else ifeq ($(MACHINE),aarch64)
+ISA_neon   = -march=armv8.2-a+dotprod+fp16
+ISA_armsha = -march=armv8-a+crypto
+endif
+
 $(BUILD)/obj/%.o: %.c Makefile $(BUILD)/flags
 	$(call say,CC,$<)
 	@mkdir -p $(@D)
-	$(Q)$(CC) $(ALL_CFLAGS) $(INC_$(firstword $(subst /, ,$<))) -MMD -MP -c $< -o $@
+	$(Q)$(CC) $(ALL_CFLAGS) $(ISA_$(lastword $(subst _, ,$(basename $<)))) $(INC_$(patsubst %/,%,$(dir $<))) -MMD -MP -c $< -o $@
 
 define archive
 $(call say,AR,$@)
@@ -158,6 +185,12 @@ $(BUILD)/libbroker.a: $(call obj,$(BROKER_SRC))
 	$(archive)
 $(BUILD)/libexecutor.a: $(call obj,$(EXEC_SRC))
 	$(archive)
+$(BUILD)/libkernels.a: $(call obj,$(KERNEL_SRC))
+	$(archive)
+$(BUILD)/libengine.a: $(call obj,$(ENGINE_SRC))
+	$(archive)
+$(BUILD)/libtools.a: $(call obj,$(TOOL_SRC))
+	$(archive)
 $(BUILD)/libtests.a: $(call obj,$(TEST_LIB))
 	$(archive)
 $(BUILD)/libonebit.so: $(call obj,$(LIB_SRC)) client/libonebit.map
@@ -171,15 +204,18 @@ $(BUILD)/onebit: $(call obj,$(CLI_SRC)) $(BUILD)/libonebit.a
 	$(call program,-luring -lm -lpthread)
 $(BUILD)/onebit-loopback: $(call obj,$(LOOP_MAIN) $(LOOP_SRC)) $(BUILD)/libexecutor.a
 	$(call program,)
+$(BUILD)/onebit-tool: $(BUILD)/obj/daemon/tools/main.o $(MODEL_LIBS)
+	$(call program,$(MODEL_LD))
 $(BUILD)/examples/%: $(BUILD)/obj/client/examples/%.o $(BUILD)/libonebit.a
 	$(call program,-luring -lpthread)
 # The client of an earlier release: it sees the frozen header only, by its own #include.
 $(BUILD)/tests/old_client: $(BUILD)/obj/tests/frozen/old_client.o
 	$(call program,)
 $(BUILD)/tests/%: $(BUILD)/obj/tests/%.o $(BUILD)/libtests.a $(LIBS)
-	$(call program,-luring -lcheck_pic -lsubunit -lpthread -lrt -lm)
-$(BUILD)/fuzz_%: $(BUILD)/obj/tests/fuzz/fuzz_%.o $(BUILD)/libdaemon.a $(BUILD)/libbroker.a
-	$(call program,-fsanitize=fuzzer)
+	$(call program,-luring -lcheck_pic -lsubunit -lrt -lpcre2-8 $(MODEL_LD))
+$(BUILD)/fuzz_%: $(BUILD)/obj/tests/fuzz/fuzz_%.o $(BUILD)/libtests.a $(BUILD)/libdaemon.a \
+		$(BUILD)/libbroker.a $(MODEL_LIBS)
+	$(call program,-fsanitize=fuzzer $(MODEL_LD))
 
 # ---- installing ----------------------------------------------------------------------------------
 

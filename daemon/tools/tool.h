@@ -1,0 +1,36 @@
+/* SPDX-License-Identifier: MIT */
+#ifndef TOOL_H
+#define TOOL_H
+
+/*
+ * onebit-tool: the verbs that work on files, without a daemon. `onebit VERB` becomes it. A verb gets
+ * argv[0] = its name; the program's name in its messages is "onebit".
+ */
+
+#include <stddef.h>
+#include <stdint.h>
+
+/* As the client's verbs have them. */
+enum {
+	STATUS_OK = 0,
+	STATUS_FAILED = 1, /* the input is wrong, or a step failed; standard error has the sentence */
+	STATUS_USAGE = 2,
+	STATUS_INTERRUPTED = 130,
+};
+
+int tool_model(int argc, char **argv);	  /* model convert|info|verify|diff|sign|keygen */
+int tool_tokenize(int argc, char **argv);
+int tool_detokenize(int argc, char **argv);
+int tool_bench(int argc, char **argv);	  /* bench tokenizer|kernels */
+
+/* "onebit VERB: ..." on standard error; returns status. */
+int tool_fail(const char *verb, int status, const char *format, ...)
+	__attribute__((format(printf, 3, 4)));
+
+/* A line on a terminal with share, rate and time left, at most ten times a second; nothing in a pipe. */
+struct progress;
+struct progress *progress_new(const char *what, uint64_t whole_bytes);
+void progress_at(struct progress *p, uint64_t bytes);
+struct progress *progress_free(struct progress *p);
+
+#endif
