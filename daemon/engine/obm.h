@@ -18,15 +18,18 @@
  * An ed25519 signature over the 32 bytes of the identity, in the header; obm_verify() checks the
  * chunks behind it, in parallel.
  *
- * Sections, one of each unless said:
+ * Sections, by kind, then index, ascending, each behind the other at the next multiple of OBM_ALIGN; one
+ * of each unless said:
  *
  *      OBM_ARCH       struct obm_arch
  *      OBM_TENSORS    struct obm_tensor[], by layer, then role, ascending, none twice
  *      OBM_ROPE       double[head_dim / 2]: the angle a position adds, f_i
  *      OBM_TOKENIZER  as engine/vocab.h and tokenizer.h have it
- *      OBM_INFO       UTF-8 lines "key: value": name, origin, licence, converter, notes
+ *      OBM_INFO       UTF-8 lines "key: value": name, origin, licence, converter, notes; may be absent
  *      OBM_LICENCE    UTF-8, the licence's text; absent when the source had none
- *      OBM_WEIGHTS    index 0: what belongs to no layer; index 1 + i: layer i's norms and matrices
+ *      OBM_WEIGHTS    index 0: what belongs to no layer; index 1 + i: layer i's norms and matrices. The
+ *                     first tensor lies at the section's start; each tensor is followed by its scales,
+ *                     these by the next tensor, at the next multiple of OBM_TENSOR_ALIGN, zero between
  *
  * A section or role that this version does not know is refused, not skipped: a model that needs it
  * would be served wrong.
@@ -39,6 +42,7 @@
 #define OBM_MAGIC   "\x89OBM\r\n\x1a\n"
 #define OBM_VERSION 1u
 #define OBM_ALIGN   4096u
+#define OBM_TENSOR_ALIGN 256u
 #define OBM_CHUNK   (1u << 20)
 #define OBM_CONTRACT 1u /* the numeric contract that these weights are for */
 
@@ -155,7 +159,13 @@ _Static_assert(sizeof(struct obm_tensor) == 64, "part of the format");
  * A model, mapped. Immutable; any thread may read. What obm_open() has accepted is consistent: every
  * offset, size and count lies inside the file and within the bounds above, each tensor that the
  * architecture needs is there once with its shape, the float values are finite where a loader could
- * be misled (eps, theta, f_i). The weights' own values are what the checksums say, nothing more.
+ * be misled (eps, theta, f_i, norms, scales). The codes' own values are what the checksums say, nothing
+ * more; obm_verify() looks at them.
+ *
+ * header, sections, arch and tensors are copies: what was checked stays as it was. The rest is the
+ * mapped file. Who may write to it can change it under us, and who truncates it makes any later touch
+ * of what is gone a SIGBUS, which a mapping cannot avoid; while obm_open() and obm_verify() read, they
+ * ask for the pages first and turn that into an error.
  */
 struct obm {
 	const uint8_t *base;
@@ -202,7 +212,7 @@ int obm_verify(const struct obm *o, const uint8_t *key, unsigned threads, struct
 	       char *why, size_t why_len);
 
 /* The identity that header, table and OBM_CHUNKS of this file have; the writer's, and the checker's. */
-void obm_identity(const struct obm_header *h, const void *header_page, const void *chunks,
+void obm_identity(const void *header_page, uint32_t header_bytes, const void *chunks,
 		  uint64_t chunks_bytes, uint8_t identity[32]);
 /* What header_xxh3 must be. */
 uint64_t obm_header_xxh3(const void *header_page, uint32_t header_bytes);

@@ -34,8 +34,13 @@ struct tokenizer_scratch *tokenizer_scratch_free(struct tokenizer_scratch *s);
 #define TOKENIZER_CONTINUE 2u /* VOCAB_SPM: the text goes on, no space is put before it */
 
 /*
- * Encode text[0..len). Any bytes are text; what is not UTF-8 is encoded byte by byte. At most cap ids
- * are stored, *n says how many there are. 0; -EFBIG: longer than the scratch; -ENOSPC: more than cap
+ * Encode text[0..len). Any bytes are text; each that is not part of UTF-8 counts as a character that is
+ * neither letter, digit nor white space (see pretok.h), and becomes its own byte's token or part of
+ * a longer one. What the original tokenizers lose is lost here as well: U+2581 is a space to
+ * VOCAB_SPM; bytes that no character has, in a VOCAB_BYTES vocabulary without tokens for them
+ * (StarCoder's), give nothing. VOCAB_SPM puts its space before each stretch between special tokens.
+ *
+ * At most cap ids are stored, *n says how many there are. 0; -EFBIG: longer than the scratch; -ENOSPC: more than cap
  * (then *n is what is needed and ids holds the first cap).
  */
 int tokenizer_encode(const struct tokenizer *t, struct tokenizer_scratch *s, const char *text,

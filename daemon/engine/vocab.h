@@ -40,9 +40,15 @@
 #define VOCAB_BYTE    2u /* VOCAB_SPM: one byte, <0x41> */
 #define VOCAB_UNUSED  3u /* an id without a text, or one that no text may become */
 #define VOCAB_NO_ID   UINT32_MAX
+/*
+ * Part of a merge that is a code point without an entry of its own: VOCAB_HIDDEN and up, only in
+ * merges that vocab_derive_by_score() made. Text can hold it, no id names it.
+ */
+#define VOCAB_HIDDEN  0x80000000u
 
 struct vocab_token {
-	const uint8_t *text; /* the bytes themselves: neither byte-mapped nor with U+2581 for a space */
+	/* The bytes themselves: not byte-mapped, a space for U+2581, and VOCAB_BYTE's one byte. */
+	const uint8_t *text;
 	uint32_t len;
 	uint32_t kind; /* VOCAB_NORMAL... */
 	float score;   /* VOCAB_SPM: the higher, the earlier; others 0 */
@@ -95,8 +101,9 @@ int vocab_unmap(const char *text, size_t len, uint8_t *out);
 size_t vocab_map(const uint8_t *bytes, size_t len, char *out);
 
 /*
- * What a model needs of it: every id in range, all 256 bytes reachable, merges that give what their
- * parts spell, specials named by a text. n_tokens may be less than vocab_size (rows of the embedding
+ * What a model needs of it: every id in range, all bytes that text may have reachable (by a token of
+ * their own; VOCAB_SPM: or unk; VOCAB_BYTES: but those that no character has), merges that give what
+ * their parts spell, specials named by a text. n_tokens may be less than vocab_size (rows of the embedding
  * that no id names are filled up as VOCAB_UNUSED by vocab_build()), never more. 0, or -EPROTO and why.
  */
 int vocab_check(struct vocab *v, uint32_t vocab_size, char *why, size_t why_len);
@@ -107,5 +114,13 @@ int vocab_check(struct vocab *v, uint32_t vocab_size, char *why, size_t why_len)
  */
 int vocab_build(struct vocab *v, uint32_t vocab_size, void **section, size_t *bytes, char *why,
 		size_t why_len);
+
+/*
+ * The vocabulary that a section was built from, with n_tokens = vocab_size; built again it gives the
+ * same bytes. Merges are in the order of their rank, a pair that was listed twice is there once. 0,
+ * -ENOMEM, -EPROTO.
+ */
+int vocab_from_section(const void *section, size_t bytes, struct vocab **out, char *why,
+		       size_t why_len);
 
 #endif
