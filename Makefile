@@ -35,7 +35,8 @@ WARN += $(if $(findstring clang,$(CC)),-Wno-unknown-warning-option,$(if $(findst
 SANFLAGS = $(if $(SAN),-fsanitize=$(SAN) -fno-omit-frame-pointer -fno-sanitize-recover=all)
 FUZZFLAGS = $(if $(FUZZER),-fsanitize=fuzzer-no-link)
 ALL_CFLAGS = $(CSTD) $(OPT) $(WARN) $(if $(CI),-Werror) -fPIC -ffp-contract=off -fvisibility=hidden \
-             -DONEBIT_VERSION='"$(VERSION)"' $(SANFLAGS) $(FUZZFLAGS) $(CFLAGS)
+             -DONEBIT_VERSION='"$(VERSION)"' -DONEBIT_LIBEXECDIR='"$(LIBEXECDIR)"' \
+             $(SANFLAGS) $(FUZZFLAGS) $(CFLAGS)
 ALL_LDFLAGS = -Wl,-z,relro,-z,now $(SANFLAGS) $(LDFLAGS)
 
 Q = $(if $(V),,@)
@@ -83,7 +84,7 @@ obj = $(patsubst %.c,$(BUILD)/obj/%.o,$(1))
 LIBS     = $(BUILD)/libonebit.a $(BUILD)/libdaemon.a $(BUILD)/libbroker.a $(BUILD)/libexecutor.a \
            $(MODEL_LIBS)
 MODEL_LIBS = $(BUILD)/libtools.a $(BUILD)/libengine.a $(BUILD)/libkernels.a
-PROGRAMS = $(BUILD)/onebitd $(BUILD)/onebit $(BUILD)/onebit-loopback
+PROGRAMS = $(BUILD)/onebitd $(BUILD)/onebit $(BUILD)/onebit-tool $(BUILD)/onebit-loopback
 # What the engine and the tools take from Debian.
 MODEL_LD = -lutf8proc -lsodium -lxxhash -ljansson -lpthread -lm
 TESTS    = $(patsubst tests/%.c,$(BUILD)/tests/%,$(TEST_SRC)) $(BUILD)/tests/old_client
@@ -103,7 +104,7 @@ help:
 	@echo 'make check      install what is missing, build, run every test'
 	@echo 'make demo       install what is missing, build, stream an answer'
 	@echo 'make bench      measure the ring on this machine'
-	@echo 'make fuzz       fuzz [FUZZ=attach|ring|config] for [SECONDS=60] each, needs clang'
+	@echo 'make fuzz       fuzz [FUZZ=ring|obm|gguf|...] for [SECONDS=60] each, needs clang'
 	@echo 'make deps       install what building and testing need (apt); deps-ci: what .ci/run needs'
 	@echo 'make install    [DESTDIR=] [PREFIX=$(PREFIX)] [SYSCONFDIR=$(SYSCONFDIR)]; uninstall'
 	@echo 'make clean      remove build/'
@@ -225,9 +226,10 @@ MAN    = $(wildcard client/man/*.[1-8] daemon/man/*.[1-8])
 UNITS  = $(wildcard udev/*.service udev/*.socket)
 
 install: all
-	install -d "$D$(BINDIR)" "$D$(SBINDIR)" "$D$(LIBDIR)/pkgconfig" "$D$(INCLUDEDIR)/onebit"
+	install -d "$D$(BINDIR)" "$D$(SBINDIR)" "$D$(LIBEXECDIR)" "$D$(LIBDIR)/pkgconfig" "$D$(INCLUDEDIR)/onebit"
 	install -m 755 $(BUILD)/onebit "$D$(BINDIR)"
 	install -m 755 $(BUILD)/onebitd "$D$(SBINDIR)"
+	install -m 755 $(BUILD)/onebit-tool "$D$(LIBEXECDIR)"
 	install -m 644 $(BUILD)/libonebit.a "$D$(LIBDIR)"
 	install -m 755 $(BUILD)/libonebit.so "$D$(LIBDIR)/libonebit.so.$(VERSION)"
 	ln -sf libonebit.so.$(VERSION) "$D$(LIBDIR)/libonebit.so.$(SOVERSION)"
@@ -260,10 +262,11 @@ uninstall:
 		rm "$D$(SYSCONFDIR)/onebit/onebitd.conf" && \
 		rmdir --ignore-fail-on-non-empty "$D$(SYSCONFDIR)/onebit"; \
 	fi
-	rm -f "$D$(BINDIR)/onebit" "$D$(SBINDIR)/onebitd" "$D$(LIBDIR)"/libonebit.* \
+	rm -f "$D$(BINDIR)/onebit" "$D$(SBINDIR)/onebitd" "$D$(LIBEXECDIR)/onebit-tool" "$D$(LIBDIR)"/libonebit.* \
 		"$D$(LIBDIR)/pkgconfig/libonebit.pc" "$D$(PREFIX)/lib/sysusers.d/onebit.conf" \
 		"$D$(PREFIX)/lib/tmpfiles.d/onebit.conf"
 	for f in $(notdir $(PUBLIC)); do rm -f "$D$(INCLUDEDIR)/onebit/$$f"; done
+	test ! -d "$D$(LIBEXECDIR)" || rmdir --ignore-fail-on-non-empty "$D$(LIBEXECDIR)"
 	test ! -d "$D$(INCLUDEDIR)/onebit" || \
 		rmdir --ignore-fail-on-non-empty "$D$(INCLUDEDIR)/onebit"
 	for m in $(notdir $(MAN)); do rm -f "$D$(MANDIR)/man$${m##*.}/$$m"; done

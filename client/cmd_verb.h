@@ -24,6 +24,7 @@ enum {
 int cmd_run(int argc, char **argv);
 int cmd_stat(int argc, char **argv);
 int cmd_bench(int argc, char **argv);
+int cmd_tool(int argc, char **argv); /* becomes onebit-tool; returns only when it cannot */
 int bench_ring(int argc, char **argv);
 
 /* Say it on standard error and return STATUS_USAGE, with a pointer to the verb's --help. */

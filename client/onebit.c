@@ -17,7 +17,10 @@ static const struct verb {
 } verbs[] = {
 	{ "run", cmd_run, "ask the model and print the answer as it comes" },
 	{ "stat", cmd_stat, "show the daemon's state and counters" },
-	{ "bench", cmd_bench, "measure: `onebit bench ring`" },
+	{ "model", cmd_tool, "convert, describe, check, compare and sign model files" },
+	{ "tokenize", cmd_tool, "text to tokens, by a model file" },
+	{ "detokenize", cmd_tool, "tokens to text" },
+	{ "bench", cmd_bench, "measure: `onebit bench ring|tokenizer|kernels`" },
 	{ "help", cmd_help, "this text; `onebit VERB --help` for one verb" },
 	{ "version", cmd_version, "print the version" },
 };
@@ -28,7 +31,7 @@ static void print_verbs(FILE *f)
 {
 	fputs("usage: onebit VERB [OPTION]...\n\n", f);
 	for (size_t i = 0; i < N_VERBS; i++)
-		fprintf(f, "  %-8s %s\n", verbs[i].name, verbs[i].what);
+		fprintf(f, "  %-10s %s\n", verbs[i].name, verbs[i].what);
 	fputs("\nExit status: 0 done, 1 failed, 2 wrong usage, 3 no daemon, 130 interrupted.\n", f);
 }
 

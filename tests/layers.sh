@@ -26,7 +26,11 @@ fail() {
 layers='libonebit:
 libexecutor:
 libbroker:
-libdaemon: libbroker'
+libdaemon: libbroker
+libkernels:
+libengine: libkernels
+libtools: libengine libkernels'
+all='libonebit libexecutor libbroker libdaemon libkernels libengine libtools'
 
 # The core's all: arithmetic on memory, memory at start, text into a buffer, a failed assertion.
 core_may='memcpy memmove memset memcmp strlen strnlen strcmp strncmp memchr strchr
@@ -51,7 +55,7 @@ done
 [ "$failed" -eq 0 ] || exit 1
 
 while IFS=: read -r name may; do
-	for other in libonebit libexecutor libbroker libdaemon; do
+	for other in $all; do
 		case " $name $may " in *" $other "*) continue ;; esac
 		for symbol in $(comm -12 "$tmp/$name.needs" "$tmp/$other.has"); do
 			fail "$name.a uses $symbol of $other.a, which it may not see"
@@ -114,6 +118,9 @@ system uapi 'linux/types.h' uapi/*.h
 includes client client/*.[ch] -- client uapi
 includes 'an example' client/examples/*.c -- client uapi
 includes daemon daemon/*.[ch] -- daemon uapi
+includes kernels kernels/*.[ch] kernels/*/*.[ch] -- kernels kernels/cpu
+includes 'the engine' daemon/engine/*.[ch] -- daemon/engine kernels
+includes 'a tool' daemon/tools/*.[ch] -- daemon/tools daemon/engine kernels
 
 # The core: the archive's objects, and the headers that may be seen from there.
 mkdir "$tmp/core"

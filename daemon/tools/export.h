@@ -5,7 +5,9 @@
 /*
  * A source written in somebody else's format, so that a model can be carried to peers and back: the
  * ternary codes and scales come back byte for byte. What a format cannot hold is refused, or where it
- * loses precision that is said: note gets a sentence for a person, empty when nothing was lost.
+ * loses precision that is said: note gets a sentence for a person, empty when nothing was lost. s is a
+ * source as it is served (served.h), or one that is so already: its q and k split-half, its matrices
+ * ternary.
  */
 
 #include <stdbool.h>

@@ -77,10 +77,17 @@ struct source_ops {
 			   float *floats, char *why, size_t why_len);
 	/* What was read of t will not be read again: pages may go. May be NULL. */
 	void (*done)(struct source *s, const struct source_tensor *t);
+	/*
+	 * The reader's own, and s itself. vocab, info, licence and tensors, each from malloc(), are
+	 * source_close()'s to free; they are NULL by now.
+	 */
 	void (*close)(struct source *s);
 };
 
-/* What a person may add to what the files say. NULL or 0: nothing. */
+/*
+ * What a person may add to what the files say. NULL or 0: nothing. Readers heed tokenizer and linear;
+ * source_open() does the rest, whichever the format.
+ */
 struct source_options {
 	const char *tokenizer;	/* a file: .htok, tokenizer.json, tokenizer.model, .gguf, .obm */
 	const char *chat;	/* template's name */
@@ -111,7 +118,8 @@ const struct source_tensor *source_find(const struct source *s, uint32_t role, u
 /*
  * Every rule that holds whichever the format: bounds of obm.h, heads and dimensions that fit, the
  * tensors that an architecture needs, each with its shape and a form that its role can have, sub-norms
- * in all layers or none. 0, or -EPROTO, -EFBIG, -ENOENT with the tensor's name.
+ * in all layers or none, a vocabulary of this model's size. Counts arch.n_parameters. 0, or -EPROTO,
+ * -EFBIG, -ENOENT, -ENOTSUP with the tensor's name.
  */
 int source_check(struct source *s, char *why, size_t why_len);
 
@@ -128,6 +136,24 @@ int vocab_read_ranks(const void *data, size_t len, const char *name, struct voca
 		     size_t why_len);		/* tokenizer.model, "base64 rank" lines; Llama 3's specials */
 int vocab_read_htok(const void *data, size_t len, const char *name, struct vocab **out, char *why,
 		    size_t why_len);
+/*
+ * Whether a vocabulary can be that of a model with vocab_size rows: not more tokens, nor so few that it
+ * is another model's. 0, or -EPROTO and both numbers.
+ */
+int vocab_fits(const char *name, const struct vocab *v, uint32_t vocab_size, char *why,
+	       size_t why_len);
+/* From a GGUF file's metadata. */
+int vocab_read_gguf(const char *path, struct vocab **out, char *why, size_t why_len);
+/*
+ * A model folder: tokenizer.json, else tokenizer.model of either kind; then what tokenizer_config.json,
+ * chat_template.jinja, special_tokens_map.json and generation_config.json say of bos, eos, stops and the
+ * chat template. When it is 0, why is empty or a note for the person: a chat template that is not one
+ * of ours, for which vocab->chat is "".
+ */
+int vocab_read_folder(const char *folder, uint32_t vocab_size, struct vocab **out, char *why,
+		      size_t why_len);
+/* The name of a chat template by its text (Jinja) as model files have it; "" when it is none of ours. */
+const char *vocab_chat_of(const char *text, size_t len);
 
 /* ---- floats that are ternary ---------------------------------------------------------------- */
 
