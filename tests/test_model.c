@@ -434,7 +434,9 @@ START_TEST(names)
 	GOOD("model convert m.gguf --force");
 	GOOD("model convert hf --tokenizer m.htok");
 	ck_assert(exists("hf.obm"));
-	GOOD("model convert m.obm --to gguf -o new.gguf");
+	GOOD("model convert m.obm -o new.gguf");
+	GOOD("model info new.gguf");
+	ck_assert_msg(strstr(out, "GGUF"), "%s", out);
 	BAD(1, "exists", "model convert m.obm --to gguf -o new.gguf");
 	GOOD("model convert m.gguf -o n.obm --name Tiny --context 32");
 	GOOD("model info n.obm");

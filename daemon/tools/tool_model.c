@@ -160,7 +160,7 @@ void model_hex(const uint8_t bytes[32], char hex[65])
 
 static const char convert_verb[] = "model convert";
 
-enum target { TO_OBM, TO_H1B, TO_H1B_V4, TO_GGUF };
+enum target { TO_OBM, TO_H1B, TO_H1B_V4, TO_GGUF, TO_BY_NAME };
 
 static const struct {
 	const char *name, *ending;
@@ -187,7 +187,8 @@ static void print_convert_help(void)
 	       "IN is a Hugging Face folder or .safetensors, a GGUF, an .h1b or an .obm; by its content,\n"
 	       "not its name. OUT appears whole or not at all.\n\n"
 	       "  -o, --output OUT   default: IN's name with the format's ending, in this folder\n"
-	       "  --to FORMAT        obm (default), h1b (version 2), h1b-v4 (base 3), gguf (TQ2_0)\n"
+	       "  --to FORMAT        obm, h1b (version 2), h1b-v4 (base 3), gguf (TQ2_0); default: what\n"
+	       "                     OUT's ending says, else obm\n"
 	       "  --layout L         of linear matrices: 2bit (default, fastest) or base3 (smallest)\n"
 	       "  --head H           of embedding and head: int8 (default), fp16, bf16\n"
 	       "%s"
@@ -218,7 +219,17 @@ static int parse_target(const char *text, enum target *to)
 	return tool_usage(convert_verb, "--to %s: there is obm, h1b, h1b-v4 and gguf", text);
 }
 
-/* Positive: the help was asked for and printed. */
+static enum target target_by_name(const char *out)
+{
+	const char *ending = out ? strrchr(out, '.') : NULL;
+
+	for (size_t i = 0; ending && i < COUNT(targets); i++)
+		if (!strcmp(ending, targets[i].ending))
+			return (enum target)i;
+	return TO_OBM;
+}
+
+/* -1: the help was asked for. */
 static int parse_convert(int argc, char **argv, struct job *j)
 {
 	static const uint32_t layouts[] = { PACKED_2BIT, PACKED_BASE3 };
@@ -235,6 +246,7 @@ static int parse_convert(int argc, char **argv, struct job *j)
 	bool obm_only = false;
 	int c, status = STATUS_OK;
 
+	j->to = TO_BY_NAME;
 	opterr = 0;
 	while (!status && (c = getopt_long(argc, argv, "o:h", options, NULL)) != -1) {
 		if (c == 'o')
@@ -260,6 +272,8 @@ static int parse_convert(int argc, char **argv, struct job *j)
 	if (optind + 1 < argc)
 		return tool_usage(convert_verb, "one model at a time; %s is too many",
 				  argv[optind + 1]);
+	if (j->to == TO_BY_NAME)
+		j->to = target_by_name(j->out);
 	if (obm_only && j->to != TO_OBM)
 		return tool_usage(convert_verb, "--layout and --head are for --to obm");
 	j->in = argv[optind];

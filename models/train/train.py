@@ -390,7 +390,15 @@ def export_run(work, run, out):
                                            quantization_mode="offline"))
     json.dump(config, open(os.path.join(out, "config.json"), "w"), indent=1)
     json.dump(dict(eos_token_id=[eot, end]), open(os.path.join(out, "generation_config.json"), "w"))
-    tok.save(os.path.join(out, "tokenizer.json"))
+    # A prompt without a template begins with bos, as the documents did.
+    vocab = json.loads(tok.to_str())
+    bos = dict(id=corpus.BOS, type_id=0)
+    vocab["post_processor"] = dict(
+        type="TemplateProcessing", single=[dict(SpecialToken=bos), dict(Sequence=dict(id="A", type_id=0))],
+        pair=[dict(SpecialToken=bos), dict(Sequence=dict(id="A", type_id=0)),
+              dict(Sequence=dict(id="B", type_id=1))],
+        special_tokens={corpus.BOS: dict(id=corpus.BOS, ids=[tok.token_to_id(corpus.BOS)], tokens=[corpus.BOS])})
+    json.dump(vocab, open(os.path.join(out, "tokenizer.json"), "w"), ensure_ascii=False)
 
     # Golden: the served model in binary64 on a fixed text.
     text = ("Once upon a time, there was a little fox who lived near a river. One day the fox saw a red boat. "
