@@ -11,6 +11,7 @@
 #include <string.h>
 #include <time.h>
 #include <unistd.h>
+#include <utf8proc.h>
 
 /* Fuzzers use this as well, without Check. */
 #define must(x) ((x) ? (void)0 : broken(#x, __LINE__, ""))
@@ -397,6 +398,17 @@ struct vocab *dense_vocab(uint64_t *rng, uint32_t kind, uint32_t n_words)
 	return v;
 }
 
+void add_whole(struct vocab *v)
+{
+	static const char *const text[] = {
+		"  ", "   ", "     ", "                        ", "ab", "abb", "bn", "n\n", "\n ", "1",
+		"\xc3\xa9", "b\xc3\xa9", "\xea\xb0\x80", "\xea\xb0\x80\xea\xb0\x81", "\xcc\x96", "e 'e",
+	};
+
+	for (size_t i = 0; i < sizeof(text) / sizeof(text[0]); i++)
+		must(vocab_add(v, text[i], strlen(text[i]), VOCAB_ADDED, 0) == 0);
+}
+
 struct tokenizer *open_vocab(struct vocab *v, void **section, size_t *bytes)
 {
 	struct tokenizer *t;
@@ -409,6 +421,37 @@ struct tokenizer *open_vocab(struct vocab *v, void **section, size_t *bytes)
 	if (err)
 		broken("a tokenizer", __LINE__, why);
 	return t;
+}
+
+/* ---- form C, the plain way
+ * --------------------------------------------------------------------- */
+
+size_t reference_nfc(const uint8_t *p, size_t len, uint8_t *out)
+{
+	size_t n = 0, at = 0;
+
+	while (at < len) {
+		size_t to = at;
+		utf8proc_int32_t c;
+		utf8proc_ssize_t k;
+
+		while (to < len && (k = utf8proc_iterate(p + to, (utf8proc_ssize_t)(len - to), &c)) > 0)
+			to += (size_t)k;
+		if (to > at) {
+			uint8_t *whole = NULL;
+
+			k = utf8proc_map(p + at, (utf8proc_ssize_t)(to - at), &whole,
+					 UTF8PROC_STABLE | UTF8PROC_COMPOSE);
+			must(k >= 0 && n + (size_t)k <= 3 * len);
+			memcpy(out + n, whole, (size_t)k);
+			n += (size_t)k;
+			free(whole);
+		} else {
+			out[n++] = p[to++];
+		}
+		at = to;
+	}
+	return n;
 }
 
 /* ---- the definition of merging

@@ -41,9 +41,16 @@ struct vocab *small_bytes(uint64_t *rng, uint32_t n_words, uint32_t rule, uint32
 struct vocab *small_spm(uint64_t *rng, uint32_t n_words, bool bytes, uint32_t flags);
 /* Words of a and b alone, so many that nearly all neighbours merge; VOCAB_SPM: with four scores. */
 struct vocab *dense_vocab(uint64_t *rng, uint32_t kind, uint32_t n_words);
+/*
+ * To a byte-level vocabulary: tokens that are taken whole from text, which overlap each other and its
+ * words: spaces in runs, letters, syllables. All of them are in NFC.
+ */
+void add_whole(struct vocab *v);
 /* Section and tokenizer of it; the section is the caller's to free. */
 struct tokenizer *open_vocab(struct vocab *v, void **section, size_t *bytes);
 
+/* NFC of each stretch that is UTF-8, by utf8proc as a whole; out holds 3 * len bytes. */
+size_t reference_nfc(const uint8_t *p, size_t len, uint8_t *out);
 /* One piece merged as the definition says, the slow way, from v alone. Returns how many ids. */
 size_t reference_piece(struct vocab *v, const uint8_t *p, size_t len, uint32_t *ids);
 

@@ -36,15 +36,19 @@ static void pad(struct file *f, size_t to)
 	append(f, NULL, (to - f->bytes % to) % to);
 }
 
-/* ---- packing, a weight at a time ------------------------------------------------------------------- */
+/* ---- packing, a weight at a time ------------------------------------------------------------- */
 
 static size_t span_of(uint32_t layout)
 {
 	switch (layout) {
-	case PACKED_2BIT: return 64;
-	case PACKED_BASE3: return 80;
-	case PACKED_INT8: return 16;
-	default: return 8;
+	case PACKED_2BIT:
+		return 64;
+	case PACKED_BASE3:
+		return 80;
+	case PACKED_INT8:
+		return 16;
+	default:
+		return 8;
 	}
 }
 
@@ -61,8 +65,8 @@ static void put_code(uint32_t layout, uint8_t *row, unsigned *digits, size_t c, 
 		row[c] = (uint8_t)code;
 }
 
-static void pack(struct file *f, uint32_t layout, const int8_t *codes, const uint16_t *halves, size_t rows,
-		 size_t cols, size_t groups)
+static void pack(struct file *f, uint32_t layout, const int8_t *codes, const uint16_t *halves,
+		 size_t rows, size_t cols, size_t groups)
 {
 	size_t span = span_of(layout), width = cols / groups;
 
@@ -75,10 +79,13 @@ static void pack(struct file *f, uint32_t layout, const int8_t *codes, const uin
 
 					for (size_t c = 0; c < span; c++) {
 						bool there = r < rows && unit + c < width;
-						size_t at = there ? r * cols + g * width + unit + c : 0;
+						size_t at =
+							there ? r * cols + g * width + unit + c : 0;
 
 						if (halves)
-							memcpy(bytes + 2 * c, &(uint16_t){ there ? halves[at] : 0 },
+							memcpy(bytes + 2 * c,
+							       &(uint16_t){ there ? halves[at] :
+										    0 },
 							       2);
 						else
 							put_code(layout, bytes, digits, c,
@@ -119,15 +126,36 @@ void write_obm_int8(const float *row, uint32_t n, int8_t *codes, float *scale)
 		codes[i] = most > 0 ? (int8_t)lrintf(row[i] / *scale) : 0;
 }
 
-/* ---- parts ------------------------------------------------------------------------------------------ */
+/* ---- parts ----------------------------------------------------------------------------------- */
+
+/* Each matrix of a layer has its rows and columns from the model; a head that is tied is none. */
+static uint64_t parameters(const struct tiny *t)
+{
+	uint64_t q = (uint64_t)t->heads * t->head_dim, kv = (uint64_t)t->kv_heads * t->head_dim;
+	uint64_t norms = 2 * (uint64_t)t->hidden + (t->sub_norms ? q + t->ffn : 0);
+	uint64_t matrices = (2 * q + 2 * kv + 3 * (uint64_t)t->ffn) * t->hidden;
+
+	return t->layers * (norms + matrices) +
+	       ((t->tied ? 1 : 2) * (uint64_t)t->vocab + 1) * t->hidden;
+}
 
 struct obm_arch write_obm_arch(const struct tiny *t, const struct write_obm *o)
 {
 	struct obm_arch a = {
-		.layers = t->layers, .hidden = t->hidden, .ffn = t->ffn, .heads = t->heads,
-		.kv_heads = t->kv_heads, .head_dim = t->head_dim, .vocab = t->vocab, .context = t->context,
-		.activation = o->activation ? o->activation : OBM_ACT_RELU2, .rms_eps = t->eps,
-		.rope_theta = t->theta, .n_parameters = 12345, .name = "tiny", .family = "bitnet-b1.58",
+		.layers = t->layers,
+		.hidden = t->hidden,
+		.ffn = t->ffn,
+		.heads = t->heads,
+		.kv_heads = t->kv_heads,
+		.head_dim = t->head_dim,
+		.vocab = t->vocab,
+		.context = t->context,
+		.activation = o->activation ? o->activation : OBM_ACT_RELU2,
+		.rms_eps = t->eps,
+		.rope_theta = t->theta,
+		.n_parameters = parameters(t),
+		.name = "tiny",
+		.family = "bitnet-b1.58",
 	};
 
 	return a;
@@ -173,11 +201,13 @@ struct writing {
 	uint32_t n_tensors;
 };
 
-static void section(struct writing *w, uint32_t kind, uint32_t index, const void *data, size_t bytes)
+static void section(struct writing *w, uint32_t kind, uint32_t index, const void *data,
+		    size_t bytes)
 {
 	pad(&w->f, 4096);
-	w->sections[w->n_sections++] = (struct obm_section){ .kind = kind, .index = index,
-							      .offset = w->f.bytes, .bytes = bytes };
+	w->sections[w->n_sections++] = (struct obm_section){
+		.kind = kind, .index = index, .offset = w->f.bytes, .bytes = bytes
+	};
 	append(&w->f, data, bytes);
 }
 
@@ -187,7 +217,9 @@ static struct obm_tensor *tensor(struct writing *w, uint32_t role, uint32_t laye
 	struct obm_tensor *t = &w->tensors[w->n_tensors++];
 
 	pad(&w->f, 256);
-	*t = (struct obm_tensor){ role, layer, layout, rows, cols, groups, w->f.bytes, 0, 0, { 0 } };
+	*t =
+		(struct obm_tensor){ role,   layer,	 layout, rows, cols,
+				     groups, w->f.bytes, 0,	 0,    { 0 } };
 	return t;
 }
 
@@ -208,7 +240,8 @@ static void scales(struct writing *w, struct obm_tensor *t, const float *s)
 	t->scales = w->f.bytes;
 	for (uint32_t g = 0; g < t->groups; g++)
 		for (uint32_t r = 0; r < (t->rows + 31) / 32 * 32; r++)
-			append(&w->f, &(float){ r < t->rows ? s[r * t->groups + g] : 0 }, sizeof(float));
+			append(&w->f, &(float){ r < t->rows ? s[r * t->groups + g] : 0 },
+			       sizeof(float));
 }
 
 static void linear(struct writing *w, uint32_t role, uint32_t layer, const struct tiny_matrix *m)
@@ -246,7 +279,8 @@ static void table(struct writing *w, uint32_t role, const float *f)
 
 static void weights(struct writing *w, uint32_t index)
 {
-	static const uint32_t roles[TINY_MATRICES] = { OBM_Q, OBM_K, OBM_V, OBM_O, OBM_GATE, OBM_UP, OBM_DOWN };
+	static const uint32_t roles[TINY_MATRICES] = { OBM_Q,	 OBM_K,	 OBM_V,	  OBM_O,
+						       OBM_GATE, OBM_UP, OBM_DOWN };
 	const struct tiny *t = w->t;
 	const struct tiny_layer *l = index ? &t->layer[index - 1] : NULL;
 	size_t start;
@@ -273,7 +307,9 @@ uint8_t *write_obm(const struct tiny *t, const struct write_obm *o, size_t *byte
 {
 	uint32_t n_sections = 6 + t->layers + (o->info ? 1 : 0) + (o->licence ? 1 : 0);
 	uint32_t n_tensors = t->layers * (t->sub_norms ? 11 : 9) + (t->tied ? 2 : 3);
-	struct obm_header h = { .magic = OBM_MAGIC, .version = 1, .contract = 1, .n_sections = n_sections };
+	struct obm_header h = {
+		.magic = OBM_MAGIC, .version = 1, .contract = 1, .n_sections = n_sections
+	};
 	struct obm_arch a = write_obm_arch(t, o);
 	size_t table_bytes = (size_t)t->context * t->head_dim * sizeof(float), n;
 	double f[OBM_HEAD_DIM_MAX / 2];
@@ -321,7 +357,7 @@ uint8_t *write_obm(const struct tiny *t, const struct write_obm *o, size_t *byte
 	return w.f.data;
 }
 
-/* ---- checksums -------------------------------------------------------------------------------------- */
+/* ---- checksums ------------------------------------------------------------------------------- */
 
 void write_obm_seal(uint8_t *file, size_t bytes, bool deep)
 {
@@ -334,11 +370,12 @@ void write_obm_seal(uint8_t *file, size_t bytes, bool deep)
 	    h->n_sections > (h->header_bytes - sizeof(*h)) / sizeof(*s))
 		return;
 	for (uint32_t i = 0; i < h->n_sections; i++)
-		if (s[i].kind == OBM_CHUNKS && s[i].offset <= bytes && s[i].bytes <= bytes - s[i].offset &&
-		    s[i].offset >= h->header_bytes)
+		if (s[i].kind == OBM_CHUNKS && s[i].offset <= bytes &&
+		    s[i].bytes <= bytes - s[i].offset && s[i].offset >= h->header_bytes)
 			chunks = &s[i];
-	for (size_t at = h->header_bytes, i = 0; deep && chunks && at < chunks->offset &&
-	     i < chunks->bytes / 32; at += OBM_CHUNK, i++) {
+	for (size_t at = h->header_bytes, i = 0;
+	     deep && chunks && at < chunks->offset && i < chunks->bytes / 32;
+	     at += OBM_CHUNK, i++) {
 		size_t n = chunks->offset - at < OBM_CHUNK ? chunks->offset - at : OBM_CHUNK;
 
 		crypto_hash_sha256(file + chunks->offset + i * 32, file + at, n);

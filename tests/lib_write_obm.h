@@ -3,9 +3,10 @@
 #define LIB_WRITE_OBM_H
 
 /*
- * A second writer of .obm, from the text of obm.h and packed.h: packing a weight at a time, checksums by
- * libxxhash and libsodium. Shares nothing with the converter but the two headers; the tokenizer's section
- * and the rotary table come from the engine, which has tests of its own for them.
+ * A second writer of .obm, from the text of obm.h and packed.h: packing a weight at a time,
+ * checksums by libxxhash and libsodium. Shares nothing with the converter but the two headers; the
+ * tokenizer's section and the rotary table come from the engine, which has tests of its own for
+ * them.
  */
 
 #include <stddef.h>
@@ -14,8 +15,8 @@
 #include "obm.h"
 
 struct write_obm {
-	uint32_t linear;	  /* PACKED_2BIT or PACKED_BASE3 */
-	uint32_t table;		  /* PACKED_INT8, PACKED_F16 or PACKED_BF16 */
+	uint32_t linear; /* PACKED_2BIT or PACKED_BASE3 */
+	uint32_t table;	 /* PACKED_INT8, PACKED_F16 or PACKED_BF16 */
 	uint32_t activation;
 	const char *info, *licence; /* NULL: no such section */
 };
@@ -31,9 +32,9 @@ void *write_obm_tokenizer(const struct tiny *t, size_t *bytes);
 void write_obm_int8(const float *row, uint32_t n, int8_t *codes, float *scale);
 
 /*
- * Makes every checksum, the chunk table and the identity right again for what the file now holds, as
- * far as its section table makes sense: what is wrong is then wrong by meaning. Not deep: the chunk
- * table stays, which only obm_verify() compares with the chunks.
+ * Makes every checksum, the chunk table and the identity right again for what the file now holds,
+ * as far as its section table makes sense: what is wrong is then wrong by meaning. Not deep: the
+ * chunk table stays, which only obm_verify() compares with the chunks.
  */
 void write_obm_seal(uint8_t *file, size_t bytes, bool deep);
 

@@ -530,6 +530,53 @@ START_TEST(without_our_keys)
 }
 END_TEST
 
+static void make_neox(const char *text)
+{
+	struct vocab_token *t;
+
+	make_model(0);
+	mine.vocab->rule = VOCAB_RULE_GPT2;
+	mine.vocab->flags = VOCAB_NFC;
+	t = &mine.vocab->tokens[tiny.vocab - 2];
+	*t = (struct vocab_token){ (const uint8_t *)text, (uint32_t)strlen(text), VOCAB_ADDED, 0 };
+}
+
+/* GPT-NeoX's tokenizer, for which the format has a name; without our keys as well. */
+START_TEST(texts_in_nfc)
+{
+	uint8_t *data, *p;
+	size_t len;
+
+	make_neox("   \xc3\xa9");
+	export_and_open();
+	same_model();
+	ck_assert_msg(strstr(note, "will not bring texts into NFC") != NULL, "%s", note);
+	source_close(back);
+	back = NULL;
+	data = read_all(path, &len);
+	for (p = data; (p = memmem(p, len - (size_t)(p - data), "onebit.", 7));)
+		memcpy(p, "nobody", 6);
+	write_bytes(path, data, len);
+	free(data);
+	ck_assert_msg(!source_open_gguf(path, NULL, &back, why, sizeof(why)), "%s", why);
+	ck_assert_msg(back->vocab != NULL, "%s", back->no_vocab);
+	ck_assert_uint_eq(back->vocab->rule, VOCAB_RULE_GPT2);
+	ck_assert_uint_eq(back->vocab->flags, VOCAB_NFC);
+	ck_assert_uint_eq(back->vocab->tokens[tiny.vocab - 2].kind, VOCAB_ADDED);
+}
+END_TEST
+
+/* A type that says both would be read as the other one. */
+START_TEST(markup_in_text)
+{
+	make_neox("<tag>");
+	ck_assert_int_eq(export_gguf(&mine, path, false, NULL, note, sizeof(note), why, sizeof(why)),
+			 -ENOTSUP);
+	ck_assert_msg(strstr(why, "'<tag>', is taken whole from text") != NULL, "%s", why);
+	ck_assert_int_eq(access(path, F_OK), -1);
+}
+END_TEST
+
 /* Weights that another program has changed are not read with our older scales. */
 START_TEST(others_weights_under_our_scales)
 {
@@ -640,6 +687,8 @@ int main(void)
 	tcase_set_timeout(t, 60);
 	tcase_add_loop_test(t, there_and_back, 0, sizeof(models) / sizeof(models[0]));
 	tcase_add_test(t, as_a_peer_sees_it);
+	tcase_add_test(t, texts_in_nfc);
+	tcase_add_test(t, markup_in_text);
 	tcase_add_test(t, without_our_keys);
 	tcase_add_test(t, others_weights_under_our_scales);
 	tcase_add_test(t, own_frequencies);

@@ -258,6 +258,16 @@ static void plain_markup(struct source *s)
 	s->vocab->tokens[tiny.eot].kind = VOCAB_NORMAL;
 }
 
+static void form_c(struct source *s)
+{
+	s->vocab->flags |= VOCAB_NFC;
+}
+
+static void taken_whole(struct source *s)
+{
+	s->vocab->tokens[tiny.eot].kind = VOCAB_ADDED;
+}
+
 /* Each thing that the format cannot hold, by its name; and nothing is left behind. */
 START_TEST(refusals)
 {
@@ -281,6 +291,8 @@ START_TEST(refusals)
 		{ no_eos, -ENOTSUP, "no end token" },
 		{ odd_special, -ENOTSUP, "token 70, 'g', is a special one" },
 		{ plain_markup, -ENOTSUP, "'<|eot_id|>', is ordinary text" },
+		{ form_c, -ENOTSUP, "wants its texts in NFC" },
+		{ taken_whole, -ENOTSUP, "'<|eot_id|>', is taken whole from text" },
 	};
 
 	shape(128, 256, 4);

@@ -392,6 +392,8 @@ START_TEST(vocabulary)
 		{ "llama-bpe", VOCAB_RULE_LLAMA3, VOCAB_IGNORE_MERGES | VOCAB_ADD_BOS },
 		{ "llama3", VOCAB_RULE_LLAMA3, VOCAB_IGNORE_MERGES | VOCAB_ADD_BOS },
 		{ "gpt-2", VOCAB_RULE_GPT2, 0 },
+		{ "mpt", VOCAB_RULE_GPT2, VOCAB_NFC },
+		{ "olmo", VOCAB_RULE_GPT2, VOCAB_NFC },
 		{ "starcoder", VOCAB_RULE_STARCODER, 0 },
 		{ "smollm", VOCAB_RULE_STARCODER, 0 },
 		/* As BitNet 2B-4T was published: known by its first token. */
@@ -935,7 +937,7 @@ int main(void)
 	tcase_add_loop_test(t, architectures, 0, sizeof(archs) / sizeof(archs[0]));
 	tcase_add_loop_test(t, versions_and_alignments, 0, 10);
 	tcase_add_test(t, divided_frequencies);
-	tcase_add_loop_test(t, vocabulary, 0, 6);
+	tcase_add_loop_test(t, vocabulary, 0, 8);
 	tcase_add_loop_test(t, vocabularies_that_are_not_read, 0, 5);
 	tcase_add_loop_test(t, vocabularies_of_others, 0, 2);
 	tcase_add_loop_test(t, headers, 0, 4);

@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: MIT */
 /*
  * The container as a stranger hands it over. A file that is damaged, cut or made to mislead must be
- * refused with its own sentence; one that is right must open, whichever shape its model has. The files
- * come from the tests' own writer.
+ * refused with its own sentence; one that is right must open, whichever shape its model has. The
+ * files come from the tests' own writer.
  */
 #include <check.h>
 #include <errno.h>
@@ -109,7 +109,7 @@ static uint64_t seeded(const char *test)
 	return seed;
 }
 
-/* ---- what is right ---------------------------------------------------------------------------------- */
+/* ---- what is right --------------------------------------------------------------------------- */
 
 static const struct {
 	uint32_t linear, table, groups;
@@ -139,18 +139,25 @@ static void expect_tensor(const struct obm *o, const struct tiny *m, const struc
 		return;
 	want = matrix_of(m, t->role, t->layer);
 	codes = malloc((size_t)PACKED_ROWS * t->cols);
-	ck_assert(codes && t->rows == want->rows && t->cols == want->cols && t->groups == want->groups);
+	ck_assert(codes && t->rows == want->rows && t->cols == want->cols &&
+		  t->groups == want->groups);
 	for (uint32_t tile = 0; tile < packed_tiles(&shape); tile++) {
-		uint32_t n = t->rows - tile * PACKED_ROWS < PACKED_ROWS ? t->rows - tile * PACKED_ROWS : PACKED_ROWS;
+		uint32_t n = t->rows - tile * PACKED_ROWS < PACKED_ROWS ?
+				     t->rows - tile * PACKED_ROWS :
+				     PACKED_ROWS;
 
-		packed_untile(&shape, o->base + t->offset + tile * (t->bytes / packed_tiles(&shape)), n, codes);
-		ck_assert_mem_eq(codes, want->codes + (size_t)tile * PACKED_ROWS * t->cols, (size_t)n * t->cols);
+		packed_untile(&shape,
+			      o->base + t->offset + tile * (t->bytes / packed_tiles(&shape)), n,
+			      codes);
+		ck_assert_mem_eq(codes, want->codes + (size_t)tile * PACKED_ROWS * t->cols,
+				 (size_t)n * t->cols);
 	}
 	free(codes);
 	for (uint32_t r = 0; r < t->rows; r++)
 		for (uint32_t g = 0; g < t->groups; g++)
 			if (memcmp(o->base + t->scales +
-				   (g * packed_tiles(&shape) * PACKED_ROWS + r) * sizeof(float),
+					   (g * packed_tiles(&shape) * PACKED_ROWS + r) *
+						   sizeof(float),
 				   &want->scales[r * t->groups + g], sizeof(float)))
 				ck_abort_msg("scale of row %u, group %u", r, g);
 }
@@ -182,7 +189,8 @@ START_TEST(any_shape_opens)
 	ck_assert_uint_eq(o->arch->hidden, t.hidden);
 	ck_assert_uint_eq(o->n_tensors, t.layers * (t.sub_norms ? 11 : 9) + (t.tied ? 2 : 3));
 	for (uint32_t i = 0; i < o->n_tensors; i++) {
-		ck_assert_ptr_eq(obm_tensor(o, o->tensors[i].role, o->tensors[i].layer), &o->tensors[i]);
+		ck_assert_ptr_eq(obm_tensor(o, o->tensors[i].role, o->tensors[i].layer),
+				 &o->tensors[i]);
 		expect_tensor(o, &t, &o->tensors[i]);
 	}
 	ck_assert_ptr_null(obm_tensor(o, OBM_Q, t.layers));
@@ -197,6 +205,43 @@ START_TEST(any_shape_opens)
 }
 END_TEST
 
+/* Pages that go and come again would be others: what is read then must be what was checked. */
+START_TEST(what_is_forgotten_comes_again)
+{
+	struct obm_verdict v;
+	struct obm *o = NULL;
+	int fd = memory_file(file, bytes);
+
+	ck_assert_msg(!obm_open(fd, OBM_FORGET, 2, &o, why, sizeof(why)), "%s", why);
+	close(fd);
+	ck_assert_mem_eq(o->base, file, bytes);
+	ck_assert_msg(!obm_verify(o, NULL, 2, &v, why, sizeof(why)), "%s", why);
+	ck_assert_mem_eq(o->base, file, bytes);
+	obm_close(o);
+}
+END_TEST
+
+/* Memory of the caller's must be left alone by it: to forget it would be to clear it. */
+START_TEST(memory_opens)
+{
+	struct obm_verdict v;
+	struct obm *o = NULL;
+	uint8_t *copy = aligned_alloc(OBM_ALIGN, (bytes / OBM_ALIGN + 1) * OBM_ALIGN);
+
+	ck_assert_ptr_nonnull(copy);
+	memcpy(copy, file, bytes);
+	ck_assert_msg(!obm_open_memory(copy, bytes, OBM_FORGET, 2, &o, why, sizeof(why)), "%s",
+		      why);
+	ck_assert_ptr_eq(o->base, copy);
+	ck_assert_msg(!obm_verify(o, NULL, 2, &v, why, sizeof(why)), "%s", why);
+	obm_close(o);
+	ck_assert_mem_eq(copy, file, bytes);
+	copy[write_obm_section(copy, OBM_WEIGHTS, 1)->offset] ^= 1;
+	ck_assert_int_eq(obm_open_memory(copy, bytes, 0, 1, &o, why, sizeof(why)), -EBADMSG);
+	free(copy);
+}
+END_TEST
+
 /* What a person is shown would come from another line, or from behind the end. */
 START_TEST(information_is_found)
 {
@@ -205,7 +250,8 @@ START_TEST(information_is_found)
 	size_t len;
 
 	ck_assert_int_eq(open_bytes(file, bytes, 1, &o), 0);
-	ck_assert_ptr_eq(obm_info(o, "origin", &len), (const char *)obm_section(o, OBM_INFO, 0, NULL) + 19);
+	ck_assert_ptr_eq(obm_info(o, "origin", &len),
+			 (const char *)obm_section(o, OBM_INFO, 0, NULL) + 19);
 	ck_assert_uint_eq(len, 14);
 	ck_assert_ptr_nonnull(obm_info(o, "empty", &len));
 	ck_assert_uint_eq(len, 0);
@@ -239,7 +285,7 @@ START_TEST(texts_may_be_absent)
 }
 END_TEST
 
-/* ---- what is cut or damaged -------------------------------------------------------------------------- */
+/* ---- what is cut or damaged ------------------------------------------------------------------ */
 
 /* A download that broke off must be known as one, wherever it did, before anything is believed. */
 START_TEST(truncation_is_refused)
@@ -258,13 +304,18 @@ START_TEST(truncation_is_refused)
 		for (int d = -1; d <= 1; d++) {
 			if (at + (size_t)d >= bytes)
 				continue;
-			snprintf(sentence, sizeof(sentence), "the file is truncated: %zu of its %zu bytes are missing",
+			snprintf(sentence, sizeof(sentence),
+				 "the file is truncated: %zu of its %zu bytes are missing",
 				 bytes - at - (size_t)d, bytes);
 			refused(at + (size_t)d, -EBADMSG, sentence);
 		}
 	}
-	refused(256, -EBADMSG, (snprintf(sentence, sizeof(sentence), "the file is truncated: %zu of its %zu bytes "
-					 "are missing", bytes - 256, bytes), sentence));
+	refused(256, -EBADMSG,
+		(snprintf(sentence, sizeof(sentence),
+			  "the file is truncated: %zu of its %zu bytes "
+			  "are missing",
+			  bytes - 256, bytes),
+		 sentence));
 }
 END_TEST
 
@@ -291,13 +342,16 @@ START_TEST(one_bit_in_each_section_is_refused)
 
 	for (uint32_t i = 0; i < h->n_sections; i++) {
 		for (int k = 0; k < 4; k++) {
-			uint64_t at = s[i].offset + (k == 0 ? 0 : k == 1 ? s[i].bytes - 1 :
-						     tiny_random(&state) % s[i].bytes);
+			uint64_t at = s[i].offset + (k == 0 ? 0 :
+						     k == 1 ? s[i].bytes - 1 :
+							      tiny_random(&state) % s[i].bytes);
 			uint8_t before = file[at];
 
 			file[at] ^= (uint8_t)(1u << tiny_random(&state) % 8);
-			ck_assert_msg(open_bytes(file, bytes, 2, &o) == -EBADMSG, "section %u: %s", i, why);
-			ck_assert_msg(strstr(why, "is damaged: its checksum is another"), "%s", why);
+			ck_assert_msg(open_bytes(file, bytes, 2, &o) == -EBADMSG, "section %u: %s",
+				      i, why);
+			ck_assert_msg(strstr(why, "is damaged: its checksum is another"), "%s",
+				      why);
 			file[at] = before;
 		}
 		if (i + 1 < h->n_sections && s[i].offset + s[i].bytes < s[i + 1].offset) {
@@ -381,10 +435,13 @@ static void use(const struct obm *o)
 		const float *f = (const float *)(o->base + (t->layout ? t->scales : t->offset));
 		uint64_t n = t->layout ? packed_n_scales(&shape) : t->cols;
 
-		ck_assert(t->offset + t->bytes <= o->bytes && (const uint8_t *)(f + n) <= o->base + o->bytes);
+		ck_assert(t->offset + t->bytes <= o->bytes &&
+			  (const uint8_t *)(f + n) <= o->base + o->bytes);
 		ck_assert_uint_eq(obm_not_finite(f, n), n);
 		if (t->layout && (size_t)t->cols * 2 * PACKED_ROWS <= sizeof(rows))
-			packed_untile(&shape, o->base + t->offset + t->bytes - t->bytes / packed_tiles(&shape),
+			packed_untile(&shape,
+				      o->base + t->offset + t->bytes -
+					      t->bytes / packed_tiles(&shape),
 				      (t->rows - 1) % PACKED_ROWS + 1, rows);
 	}
 }
@@ -414,7 +471,7 @@ START_TEST(sealed_corruptions_are_safe)
 }
 END_TEST
 
-/* ---- what is wrong by meaning ------------------------------------------------------------------------ */
+/* ---- what is wrong by meaning ---------------------------------------------------------------- */
 
 static struct obm_arch *arch(void)
 {
@@ -474,7 +531,11 @@ static float *scales_of(uint32_t role, uint32_t layer)
 	return (float *)(file + tensor(role, layer)->scales);
 }
 
-#define SPOIL(name, what) static void name(void) { what; }
+#define SPOIL(name, what) \
+	static void name(void) \
+	{ \
+		what; \
+	}
 
 SPOIL(version, header()->version = 2)
 SPOIL(contract, header()->contract = 0)
@@ -517,7 +578,10 @@ SPOIL(ffn_many, arch()->ffn = (1u << 20) + 1)
 SPOIL(head_dim_odd, arch()->head_dim = 13)
 SPOIL(head_dim_many, arch()->head_dim = 514)
 SPOIL(vocab_zero, arch()->vocab = 0)
-SPOIL(vocab_other, (arch()->vocab++, tensor(OBM_EMBED, OBM_NO_LAYER)->rows++))
+SPOIL(vocab_other, (arch()->vocab++, tensor(OBM_EMBED, OBM_NO_LAYER)->rows++,
+		    arch()->n_parameters += arch()->hidden))
+SPOIL(parameters_none, arch()->n_parameters = 0)
+SPOIL(parameters_tied, arch()->n_parameters += (uint64_t)arch()->vocab * arch()->hidden)
 SPOIL(context_zero, arch()->context = 0)
 SPOIL(context_many, arch()->context = (1u << 20) + 1)
 SPOIL(context_more, arch()->context = 21)
@@ -549,7 +613,8 @@ SPOIL(info_latin, file[entry(OBM_INFO, 0)->offset + 7] = 0xff)
 SPOIL(info_control, file[entry(OBM_INFO, 0)->offset + 7] = 7)
 SPOIL(info_zero, file[entry(OBM_INFO, 0)->offset + 7] = 0)
 SPOIL(info_form, file[entry(OBM_INFO, 0)->offset + 4] = ' ')
-SPOIL(info_end, (file[entry(OBM_INFO, 0)->offset + sizeof(info) - 2] = 0, entry(OBM_INFO, 0)->bytes -= 1))
+SPOIL(info_end,
+      (file[entry(OBM_INFO, 0)->offset + sizeof(info) - 2] = 0, entry(OBM_INFO, 0)->bytes -= 1))
 SPOIL(licence_control, file[entry(OBM_LICENCE, 0)->offset] = 0x7f)
 SPOIL(tensors_odd, entry(OBM_TENSORS, 0)->bytes -= 1)
 SPOIL(role_new, tensor(OBM_DOWN, 1)->role = 14)
@@ -659,6 +724,10 @@ static const struct {
 	{ vocab_other, -EPROTO,
 	  "its tokenizer has 265 tokens, but its embedding 266 rows; they belong to "
 	  "two models" },
+	{ parameters_none, -EPROTO,
+	  "its architecture says that it has 0 parameters, but its tensors have 34032" },
+	{ parameters_tied, -EPROTO,
+	  "its architecture says that it has 44632 parameters, but its tensors have 34032" },
 	{ context_zero, -EPROTO, "its architecture has context 0; at least 1 is needed" },
 	{ context_many, -EFBIG,
 	  "its architecture has context 1048577; this program serves at most 1048576" },
@@ -790,7 +859,7 @@ START_TEST(lies_are_refused)
 }
 END_TEST
 
-/* ---- all of it, and who vouches for it --------------------------------------------------------------- */
+/* ---- all of it, and who vouches for it ------------------------------------------------------- */
 
 static int verify(const uint8_t *key, unsigned threads, struct obm_verdict *v)
 {
@@ -803,7 +872,10 @@ static int verify(const uint8_t *key, unsigned threads, struct obm_verdict *v)
 	return err;
 }
 
-/* A file altered by who can compute an xxh3 must not keep its name: that is what the identity is for. */
+/*
+ * A file altered by who can compute an xxh3 must not keep its name: that is what the identity is
+ * for.
+ */
 START_TEST(another_content_is_refused)
 {
 	struct obm_verdict v;
@@ -812,7 +884,8 @@ START_TEST(another_content_is_refused)
 	file[tensor(OBM_UP, 1)->offset + 5] ^= 1;
 	write_obm_seal(file, bytes, false);
 	ck_assert_int_eq(verify(NULL, 3, &v), -EBADMSG);
-	snprintf(sentence, sizeof(sentence), "it is not the model that it says: bytes 4096 to %llu differ from "
+	snprintf(sentence, sizeof(sentence),
+		 "it is not the model that it says: bytes 4096 to %llu differ from "
 		 "what was written; get the file again",
 		 (unsigned long long)entry(OBM_CHUNKS, 0)->offset);
 	ck_assert_str_eq(why, sentence);
@@ -839,8 +912,10 @@ START_TEST(the_first_bad_chunk_is_named)
 	write_obm_seal(file, bytes, false);
 	for (unsigned threads = 1; threads <= 8; threads++) {
 		ck_assert_int_eq(verify(NULL, threads, &v), -EBADMSG);
-		snprintf(sentence, sizeof(sentence), "it is not the model that it says: bytes %u to %u differ "
-			 "from what was written; get the file again", 4096 + 3 * OBM_CHUNK, 4096 + 4 * OBM_CHUNK);
+		snprintf(sentence, sizeof(sentence),
+			 "it is not the model that it says: bytes %u to %u differ "
+			 "from what was written; get the file again",
+			 4096 + 3 * OBM_CHUNK, 4096 + 4 * OBM_CHUNK);
 		ck_assert_str_eq(why, sentence);
 	}
 	tiny_free(&t);
@@ -855,8 +930,10 @@ START_TEST(impossible_codes_are_refused)
 	file[tensor(OBM_GATE, 1)->offset + 2 * PACKED_UNIT + PACKED_BYTES] = 0xff;
 	write_obm_seal(file, bytes, true);
 	ck_assert_int_eq(verify(NULL, 2, &v), -EPROTO);
-	ck_assert_str_eq(why, "tensor gate of layer 1 holds what is no weight, in rows 64 to 71; who made the "
-			 "file made it wrong");
+	ck_assert_str_eq(
+		why,
+		"tensor gate of layer 1 holds what is no weight, in rows 64 to 71; who made the "
+		"file made it wrong");
 }
 END_TEST
 
@@ -885,14 +962,16 @@ START_TEST(signatures_are_checked)
 	ck_assert_int_eq(verify(NULL, 1, &v), 0);
 	ck_assert(v.is_signed);
 	ck_assert_int_eq(verify(other, 1, &v), -EKEYREJECTED);
-	snprintf(sentence, sizeof(sentence), "it is signed by another key, %02x%02x%02x%02x...", key[0], key[1],
-		 key[2], key[3]);
+	snprintf(sentence, sizeof(sentence), "it is signed by another key, %02x%02x%02x%02x...",
+		 key[0], key[1], key[2], key[3]);
 	ck_assert_str_eq(why, sentence);
 
 	header()->signature[63] ^= 1;
 	ck_assert_int_eq(verify(NULL, 1, &v), -EKEYREJECTED);
-	snprintf(sentence, sizeof(sentence), "its signature is bad: the key %02x%02x%02x%02x... did not sign "
-		 "this model", key[0], key[1], key[2], key[3]);
+	snprintf(sentence, sizeof(sentence),
+		 "its signature is bad: the key %02x%02x%02x%02x... did not sign "
+		 "this model",
+		 key[0], key[1], key[2], key[3]);
 	ck_assert_str_eq(why, sentence);
 
 	/* Another's signature under the name that is demanded. */
@@ -917,7 +996,8 @@ START_TEST(a_cut_behind_our_back_is_an_error)
 	ck_assert_int_eq(obm_open(fd, 0, 1, &o, why, sizeof(why)), 0);
 	ck_assert_int_eq(ftruncate(fd, (off_t)(bytes / 2)), 0);
 	ck_assert_int_eq(obm_verify(o, NULL, 2, &v, why, sizeof(why)), -EBADMSG);
-	ck_assert_str_eq(why, "the file can no longer be read: it was cut, or its disk has a fault");
+	ck_assert_str_eq(why,
+			 "the file can no longer be read: it was cut, or its disk has a fault");
 	obm_close(o);
 	close(fd);
 }
@@ -934,13 +1014,16 @@ START_TEST(unchecked_spares_the_weights_only)
 	ck_assert_int_eq(obm_open(fd, OBM_UNCHECKED, 1, &o, why, sizeof(why)), 0);
 	obm_close(o);
 	ck_assert_int_eq(obm_open(fd, 0, 1, &o, why, sizeof(why)), -EBADMSG);
-	ck_assert_str_eq(why, "its weights section 2 (layer 1) is damaged: its checksum is another; get the "
-			 "file again");
+	ck_assert_str_eq(
+		why, "its weights section 2 (layer 1) is damaged: its checksum is another; get the "
+		     "file again");
 	close(fd);
 	file[entry(OBM_TOKENIZER, 0)->offset + 100] ^= 1;
 	fd = memory_file(file, bytes);
 	ck_assert_int_eq(obm_open(fd, OBM_UNCHECKED, 1, &o, why, sizeof(why)), -EBADMSG);
-	ck_assert_str_eq(why, "its tokenizer section is damaged: its checksum is another; get the file again");
+	ck_assert_str_eq(
+		why,
+		"its tokenizer section is damaged: its checksum is another; get the file again");
 	close(fd);
 }
 END_TEST
@@ -954,21 +1037,29 @@ START_TEST(other_files_are_named)
 		int err;
 		const char *why;
 	} others[] = {
-		{ "GGUF\3\0\0\0", 8, -EPROTO, "the file is a GGUF file; `onebit model convert` makes a model "
+		{ "GGUF\3\0\0\0", 8, -EPROTO,
+		  "the file is a GGUF file; `onebit model convert` makes a model "
 		  "of it" },
-		{ "H1B\0\2\0\0\0", 8, -EPROTO, "the file is an .h1b file; `onebit model convert` makes a model "
+		{ "H1B\0\2\0\0\0", 8, -EPROTO,
+		  "the file is an .h1b file; `onebit model convert` makes a model "
 		  "of it" },
-		{ "\x89OBM\n\x1a\n\1", 8, -EBADMSG, "the file is damaged: a transfer in text mode removed "
+		{ "\x89OBM\n\x1a\n\1", 8, -EBADMSG,
+		  "the file is damaged: a transfer in text mode removed "
 		  "carriage returns" },
-		{ "\x89OBM\r\r\n\x1a", 8, -EBADMSG, "the file is damaged: a transfer in text mode added "
+		{ "\x89OBM\r\r\n\x1a", 8, -EBADMSG,
+		  "the file is damaged: a transfer in text mode added "
 		  "carriage returns" },
-		{ "\tOBM\r\n\x1a\n", 8, -EBADMSG, "the file is damaged: a transfer took away the eighth bit of "
+		{ "\tOBM\r\n\x1a\n", 8, -EBADMSG,
+		  "the file is damaged: a transfer took away the eighth bit of "
 		  "its bytes" },
-		{ "\xc2\x89OBM\r\n\x1a", 8, -EBADMSG, "the file is damaged: it was taken for text and written "
+		{ "\xc2\x89OBM\r\n\x1a", 8, -EBADMSG,
+		  "the file is damaged: it was taken for text and written "
 		  "as UTF-8" },
-		{ "\x89OBM\r\n\x1a\r", 8, -EPROTO, "the file is no .obm model: it begins with 89 4f 42 4d 0d 0a "
+		{ "\x89OBM\r\n\x1a\r", 8, -EPROTO,
+		  "the file is no .obm model: it begins with 89 4f 42 4d 0d 0a "
 		  "1a 0d" },
-		{ "{ \"a\": 1}", 8, -EPROTO, "the file is no .obm model: it begins with 7b 20 22 61 22 3a 20 31" },
+		{ "{ \"a\": 1}", 8, -EPROTO,
+		  "the file is no .obm model: it begins with 7b 20 22 61 22 3a 20 31" },
 	};
 	struct obm *o;
 	int fd, p[2];
@@ -999,6 +1090,8 @@ int main(void)
 	tcase_add_checked_fixture(t, set_up, tear_down);
 	tmp_fixture(t);
 	tcase_add_loop_test(t, any_shape_opens, 0, (int)(sizeof(shapes) / sizeof(shapes[0])));
+	tcase_add_test(t, what_is_forgotten_comes_again);
+	tcase_add_test(t, memory_opens);
 	tcase_add_test(t, information_is_found);
 	tcase_add_test(t, texts_may_be_absent);
 	tcase_add_test(t, truncation_is_refused);

@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: MIT */
 /*
- * The converter's writer against the tests' own, byte for byte: a fault in packing, placing, hashing or
- * in the identity shows as a difference. Then the way back, through the source, and the signature.
+ * The converter's writer against the tests' own, byte for byte: a fault in packing, placing,
+ * hashing or in the identity shows as a difference. Then the way back, through the source, and the
+ * signature.
  */
 #include <check.h>
 #undef fail /* an old name in it; mapped.h has its own */
@@ -90,7 +91,7 @@ static struct tiny shaped(int i)
 	return t;
 }
 
-/* ---- a plan, as a converter makes it ----------------------------------------------------------------- */
+/* ---- a plan, as a converter makes it --------------------------------------------------------- */
 
 struct planned {
 	struct obm_plan plan;
@@ -99,11 +100,15 @@ struct planned {
 	void *tokenizer;
 };
 
-static void plan_tensor(struct planned *p, uint32_t role, uint32_t layer, uint32_t layout, uint32_t rows,
-			uint32_t cols, uint32_t groups)
+static void plan_tensor(struct planned *p, uint32_t role, uint32_t layer, uint32_t layout,
+			uint32_t rows, uint32_t cols, uint32_t groups)
 {
-	p->tensors[p->plan.n_tensors++] = (struct obm_tensor){ .role = role, .layer = layer, .layout = layout,
-							       .rows = rows, .cols = cols, .groups = groups };
+	p->tensors[p->plan.n_tensors++] = (struct obm_tensor){ .role = role,
+							       .layer = layer,
+							       .layout = layout,
+							       .rows = rows,
+							       .cols = cols,
+							       .groups = groups };
 }
 
 static void plan(struct planned *p, const struct tiny *t, const struct write_obm *o)
@@ -123,8 +128,8 @@ static void plan(struct planned *p, const struct tiny *t, const struct write_obm
 	/* Backwards: the order is the writer's to find. */
 	for (uint32_t i = t->layers; i--;) {
 		for (uint32_t m = TINY_MATRICES; m--;)
-			plan_tensor(p, OBM_Q + m, i, o->linear, t->layer[i].m[m].rows, t->layer[i].m[m].cols,
-				    t->groups);
+			plan_tensor(p, OBM_Q + m, i, o->linear, t->layer[i].m[m].rows,
+				    t->layer[i].m[m].cols, t->groups);
 		if (t->sub_norms)
 			plan_tensor(p, OBM_FFN_SUB_NORM, i, 0, 1, t->ffn, 0);
 		plan_tensor(p, OBM_FFN_NORM, i, 0, 1, t->hidden, 0);
@@ -141,17 +146,22 @@ static void plan(struct planned *p, const struct tiny *t, const struct write_obm
 static const float *norm_of(const struct tiny *t, uint32_t role, uint32_t layer)
 {
 	switch (role) {
-	case OBM_FINAL_NORM: return t->final_norm;
-	case OBM_ATTN_NORM: return t->layer[layer].attn_norm;
-	case OBM_ATTN_SUB_NORM: return t->layer[layer].attn_sub_norm;
-	case OBM_FFN_NORM: return t->layer[layer].ffn_norm;
-	default: return t->layer[layer].ffn_sub_norm;
+	case OBM_FINAL_NORM:
+		return t->final_norm;
+	case OBM_ATTN_NORM:
+		return t->layer[layer].attn_norm;
+	case OBM_ATTN_SUB_NORM:
+		return t->layer[layer].attn_sub_norm;
+	case OBM_FFN_NORM:
+		return t->layer[layer].ffn_norm;
+	default:
+		return t->layer[layer].ffn_sub_norm;
 	}
 }
 
 /* Rows of a table in the form that its layout packs. */
-static int write_table(struct obm_writer *w, const struct obm_tensor *o, const float *f, uint32_t row,
-		       uint32_t n)
+static int write_table(struct obm_writer *w, const struct obm_tensor *o, const float *f,
+		       uint32_t row, uint32_t n)
 {
 	size_t all = (size_t)n * o->cols;
 	int8_t *codes = malloc(all);
@@ -162,7 +172,8 @@ static int write_table(struct obm_writer *w, const struct obm_tensor *o, const f
 	ck_assert(codes && halves);
 	f += (size_t)row * o->cols;
 	for (uint32_t r = 0; r < n; r++)
-		write_obm_int8(f + (size_t)r * o->cols, o->cols, codes + (size_t)r * o->cols, &scales[r]);
+		write_obm_int8(f + (size_t)r * o->cols, o->cols, codes + (size_t)r * o->cols,
+			       &scales[r]);
 	for (size_t i = 0; i < all; i++)
 		halves[i] = o->layout == PACKED_F16 ? float_to_half(f[i]) : float_to_bf16(f[i]);
 	err = o->layout == PACKED_INT8 ? obm_writer_rows(w, codes, scales, n, why, sizeof(why)) :
@@ -180,21 +191,26 @@ static int write_all(struct obm_writer *w, const struct tiny *t)
 
 	while (!err && (o = obm_writer_tensor(w)))
 		for (uint32_t row = 0, n; !err && row < o->rows; row += n) {
-			const struct tiny_matrix *m = o->role >= OBM_Q ? &t->layer[o->layer].m[o->role - OBM_Q] : NULL;
+			const struct tiny_matrix *m =
+				o->role >= OBM_Q ? &t->layer[o->layer].m[o->role - OBM_Q] : NULL;
 
 			n = o->rows - row < PACKED_ROWS ? o->rows - row : PACKED_ROWS;
 			if (!o->layout)
-				err = obm_writer_rows(w, norm_of(t, o->role, o->layer), NULL, 1, why, sizeof(why));
+				err = obm_writer_rows(w, norm_of(t, o->role, o->layer), NULL, 1,
+						      why, sizeof(why));
 			else if (m)
 				err = obm_writer_rows(w, m->codes + (size_t)row * m->cols,
-						      m->scales + (size_t)row * m->groups, n, why, sizeof(why));
+						      m->scales + (size_t)row * m->groups, n, why,
+						      sizeof(why));
 			else
-				err = write_table(w, o, o->role == OBM_EMBED ? t->embed : t->head, row, n);
+				err = write_table(w, o, o->role == OBM_EMBED ? t->embed : t->head,
+						  row, n);
 		}
 	return err;
 }
 
-static int write_model(const struct tiny *t, struct planned *p, const char *to, uint8_t identity[32])
+static int write_model(const struct tiny *t, struct planned *p, const char *to,
+		       uint8_t identity[32])
 {
 	struct obm_writer *w = NULL;
 	struct output *out;
@@ -213,13 +229,13 @@ static int write_model(const struct tiny *t, struct planned *p, const char *to, 
 	return err;
 }
 
-/* ---- tests ------------------------------------------------------------------------------------------- */
+/* ---- tests ----------------------------------------------------------------------------------- */
 
 /* Two writers from one text that differ in a byte: one of them, or the text, is wrong. */
 START_TEST(two_writers_agree)
 {
-	struct write_obm o = { shapes[_i].linear, shapes[_i].table, 0, shapes[_i].texts ? info : NULL,
-			       shapes[_i].texts ? licence : NULL };
+	struct write_obm o = { shapes[_i].linear, shapes[_i].table, 0,
+			       shapes[_i].texts ? info : NULL, shapes[_i].texts ? licence : NULL };
 	struct tiny t = shaped(_i);
 	static struct planned p;
 	uint8_t identity[32], *a, *b;
@@ -244,22 +260,24 @@ START_TEST(two_writers_agree)
 }
 END_TEST
 
-static void expect_codes(struct source *s, const struct source_tensor *st, const struct tiny_matrix *m,
-			 uint32_t row, uint32_t n)
+static void expect_codes(struct source *s, const struct source_tensor *st,
+			 const struct tiny_matrix *m, uint32_t row, uint32_t n)
 {
 	int8_t *codes = malloc((size_t)n * m->cols);
 	float *scales = malloc(n * m->groups * sizeof(*scales));
 
 	ck_assert(codes && scales);
-	ck_assert_msg(!s->ops->read_codes(s, st, row, n, codes, scales, why, sizeof(why)), "%s", why);
+	ck_assert_msg(!s->ops->read_codes(s, st, row, n, codes, scales, why, sizeof(why)), "%s",
+		      why);
 	ck_assert_mem_eq(codes, m->codes + (size_t)row * m->cols, (size_t)n * m->cols);
-	ck_assert_mem_eq(scales, m->scales + (size_t)row * m->groups, n * m->groups * sizeof(*scales));
+	ck_assert_mem_eq(scales, m->scales + (size_t)row * m->groups,
+			 n * m->groups * sizeof(*scales));
 	free(codes);
 	free(scales);
 }
 
-static void expect_floats(struct source *s, const struct source_tensor *st, const float *want, uint32_t row,
-			  uint32_t n)
+static void expect_floats(struct source *s, const struct source_tensor *st, const float *want,
+			  uint32_t row, uint32_t n)
 {
 	float *got = malloc((size_t)n * st->cols * sizeof(*got)), scale;
 	int8_t *codes = malloc(st->cols);
@@ -282,14 +300,18 @@ static void expect_floats(struct source *s, const struct source_tensor *st, cons
 
 static const float *floats_of(const struct tiny *t, const struct source_tensor *st)
 {
-	return st->role == OBM_EMBED ? t->embed : st->role == OBM_HEAD ? t->head :
-	       norm_of(t, st->role, st->layer);
+	return st->role == OBM_EMBED ? t->embed :
+	       st->role == OBM_HEAD  ? t->head :
+				       norm_of(t, st->role, st->layer);
 }
 
-/* What went in must come out, by any number of rows at a time: else carrying a model on changes it. */
+/*
+ * What went in must come out, by any number of rows at a time: else carrying a model on changes it.
+ */
 START_TEST(the_source_gives_it_back)
 {
-	struct write_obm o = { shapes[_i].linear, shapes[_i].table, 0, "name: x\nconverter: y\nconverter: z\nl: w\n",
+	struct write_obm o = { shapes[_i].linear, shapes[_i].table, 0,
+			       "name: x\nconverter: y\nconverter: z\nl: w\n",
 			       shapes[_i].texts ? licence : NULL };
 	struct tiny t = shaped(_i);
 	struct source *s;
@@ -317,7 +339,8 @@ START_TEST(the_source_gives_it_back)
 			k = 1 + (uint32_t)(tiny_random(&state) % 70);
 			k = k < st->rows - row ? k : st->rows - row;
 			if (st->role >= OBM_Q)
-				expect_codes(s, st, &t.layer[st->layer].m[st->role - OBM_Q], row, k);
+				expect_codes(s, st, &t.layer[st->layer].m[st->role - OBM_Q], row,
+					     k);
 			else
 				expect_floats(s, st, floats_of(&t, st), row, k);
 		}
@@ -354,22 +377,28 @@ START_TEST(the_source_refuses_impossible_codes)
 	ck_assert_int_eq(write(fd, f, n), (ssize_t)n);
 	close(fd);
 	ck_assert_msg(!source_open_obm(path, NULL, &s, why, sizeof(why)), "%s", why);
-	ck_assert_int_eq(s->ops->read_codes(s, source_find(s, OBM_K, 1), 0, 32, codes, NULL, why, sizeof(why)), 0);
-	ck_assert_int_eq(s->ops->read_codes(s, source_find(s, OBM_K, 1), 31, 2, codes, NULL, why, sizeof(why)),
+	ck_assert_int_eq(s->ops->read_codes(s, source_find(s, OBM_K, 1), 0, 32, codes, NULL, why,
+					    sizeof(why)),
+			 0);
+	ck_assert_int_eq(s->ops->read_codes(s, source_find(s, OBM_K, 1), 31, 2, codes, NULL, why,
+					    sizeof(why)),
 			 -EPROTO);
-	snprintf(sentence, sizeof(sentence), "%s: tensor k of layer 1 holds what is no weight, in rows 32 to 63",
-		 path);
+	snprintf(sentence, sizeof(sentence),
+		 "%s: tensor k of layer 1 holds what is no weight, in rows 32 to 63", path);
 	ck_assert_str_eq(why, sentence);
-	ck_assert_int_eq(s->ops->read_codes(s, source_find(s, OBM_EMBED, OBM_NO_LAYER), 0, 32, codes, NULL, why,
-					    sizeof(why)), -EPROTO);
-	snprintf(sentence, sizeof(sentence), "%s: tensor embed holds code -128, in row 0, column 5", path);
+	ck_assert_int_eq(s->ops->read_codes(s, source_find(s, OBM_EMBED, OBM_NO_LAYER), 0, 32,
+					    codes, NULL, why, sizeof(why)),
+			 -EPROTO);
+	snprintf(sentence, sizeof(sentence), "%s: tensor embed holds code -128, in row 0, column 5",
+		 path);
 	ck_assert_str_eq(why, sentence);
 	source_close(s);
 
 	/* And what cannot even be opened is said with its name. */
 	ck_assert_int_eq(truncate(path, (off_t)n - 1), 0);
 	ck_assert_int_eq(source_open_obm(path, NULL, &s, why, sizeof(why)), -EBADMSG);
-	snprintf(sentence, sizeof(sentence), "%s: the file is truncated: 1 of its %zu bytes are missing", path, n);
+	snprintf(sentence, sizeof(sentence),
+		 "%s: the file is truncated: 1 of its %zu bytes are missing", path, n);
 	ck_assert_str_eq(why, sentence);
 	in_tmp(path, "none.obm");
 	ck_assert_int_eq(source_open_obm(path, NULL, &s, why, sizeof(why)), -ENOENT);
@@ -398,7 +427,8 @@ START_TEST(bad_plans_are_refused)
 	p.plan.n_tensors++;
 	p.tensors[3].rows++;
 	ck_assert_int_eq(write_model(&t, &p, path, identity), -EPROTO);
-	ck_assert_str_eq(why, "tensor o of layer 1 is 129 x 128, but the architecture makes it 128 x 128");
+	ck_assert_str_eq(
+		why, "tensor o of layer 1 is 129 x 128, but the architecture makes it 128 x 128");
 	p.tensors[3].rows = 0;
 	ck_assert_int_eq(write_model(&t, &p, path, identity), -EPROTO);
 	ck_assert_str_eq(why, "tensor o of layer 1: it has no rows");
@@ -413,8 +443,9 @@ START_TEST(bad_plans_are_refused)
 	p.plan.info = NULL;
 	p.plan.arch.vocab++;
 	ck_assert_int_eq(write_model(&t, &p, path, identity), -EPROTO);
-	ck_assert_str_eq(why, "the tokenizer has 320 tokens, but the embedding 321 rows; they belong to two "
-			 "models");
+	ck_assert_str_eq(
+		why, "the tokenizer has 320 tokens, but the embedding 321 rows; they belong to two "
+		     "models");
 	p.plan.arch.vocab--;
 	p.plan.tokenizer_bytes = 1;
 	ck_assert_int_eq(write_model(&t, &p, path, identity), -EPROTO);
@@ -516,7 +547,8 @@ int main(void)
 	tmp_fixture(t);
 	tcase_add_checked_fixture(t, set_up, NULL);
 	tcase_add_loop_test(t, two_writers_agree, 0, (int)(sizeof(shapes) / sizeof(shapes[0])));
-	tcase_add_loop_test(t, the_source_gives_it_back, 0, (int)(sizeof(shapes) / sizeof(shapes[0])));
+	tcase_add_loop_test(t, the_source_gives_it_back, 0,
+			    (int)(sizeof(shapes) / sizeof(shapes[0])));
 	tcase_add_test(t, the_source_refuses_impossible_codes);
 	tcase_add_test(t, bad_plans_are_refused);
 	tcase_add_loop_test(t, what_is_no_number_is_refused, 0, 4);

@@ -524,7 +524,10 @@ START_TEST(corruption)
 			free(section);
 			vocab_free(v);
 			v = i % 1000 ? small_spm(&rng, 60, i % 3, VOCAB_DUMMY_PREFIX)
-				     : small_bytes(&rng, 60, (uint32_t)(i / 1000 % 4), 0);
+				     : small_bytes(&rng, 60, (uint32_t)(i / 1000 % 4),
+						   i % 3 ? VOCAB_NFC : 0);
+			if (v->kind == VOCAB_BYTES)
+				add_whole(v);
 			tokenizer_close(open_vocab(v, &section, &bytes));
 		}
 		copy = malloc(bytes);

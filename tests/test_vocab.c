@@ -205,7 +205,7 @@ START_TEST(refusals)
 	} while (0)
 	WRONG(v->kind, 3, n, "kind 3");
 	WRONG(v->rule, VOCAB_RULE_COUNT, n, "rule 4");
-	WRONG(v->flags, 8, n, "flags 0x8");
+	WRONG(v->flags, VOCAB_FLAGS_ALL + 1, n, "flags 0x10");
 	WRONG(v->flags, VOCAB_DUMMY_PREFIX, n, "flags 0x2");
 	WRONG(v->bos, n, n, "(bos)");
 	WRONG(v->eos, n, n, "(eos)");
@@ -213,7 +213,7 @@ START_TEST(refusals)
 	WRONG(v->stops[0], n, n, "ends an answer");
 	WRONG(v->n_stops, VOCAB_STOPS_MAX + 1, n, "17 tokens end an answer");
 	WRONG(v->n_tokens, 0, n, "empty");
-	WRONG(v->tokens[9].kind, 4, n, "token 9 is of kind 4");
+	WRONG(v->tokens[9].kind, VOCAB_KINDS, n, "token 9 is of kind 5");
 	WRONG(v->tokens[9].kind, VOCAB_BYTE, n, "token 9 stands for a byte");
 	WRONG(v->tokens[9].kind, VOCAB_UNUSED, n, "no token stands for byte");
 	WRONG(v->tokens[9].len, 0, n, "token 9 is to be found in text, but has no text");

@@ -166,6 +166,52 @@ START_TEST(json_rules)
 }
 END_TEST
 
+#define NFC "{\"type\":\"NFC\"}"
+#define ADDED(id, content, rest) \
+	",{\"id\":" #id ",\"content\":\"" content "\",\"special\":false," rest "}"
+
+/* If GPT-NeoX's runs of spaces, or its form of text, were lost on the way: as its file has them. */
+START_TEST(json_of_neox)
+{
+	static const char text[] = "<|eot_id|>e  e     e\xcc\x81   \n";
+	struct vocab *v = good(vocab_read_json, file_json(&tiny, &(struct parts){
+		.normalizer = NFC, .pre = BYTE_LEVEL(true), .post = BYTE_LEVEL(true),
+		.model = "\"type\":\"BPE\",\"byte_fallback\":false",
+		.added = ADDED(320, "    ", "\"normalized\":true,\"lstrip\":false")
+			 ADDED(321, "   ", "\"normalized\":true,\"rstrip\":false")
+			 ADDED(322, "  ", "\"normalized\":true,\"single_word\":false")
+			 ADDED(323, "\\u00e9", "\"normalized\":true") }));
+	const char *const parts[] = { "  ", "    ", "\xc3\xa9", "   " };
+	uint32_t ids[64];
+	size_t n = encode(v, text, ids, 64), at = 0;
+
+	ck_assert_uint_eq(v->rule, VOCAB_RULE_GPT2);
+	ck_assert_uint_eq(v->flags, VOCAB_NFC);
+	ck_assert_uint_eq(v->n_tokens, 324);
+	for (uint32_t id = 320; id < 324; id++)
+		ck_assert_uint_eq(v->tokens[id].kind, VOCAB_ADDED);
+	for (size_t i = 0; i < n; i++) {
+		const struct vocab_token *t = &v->tokens[ids[i]];
+
+		ck_assert_uint_ne(t->kind, VOCAB_SPECIAL);
+		if (t->kind == VOCAB_ADDED) {
+			ck_assert_uint_lt(at, 4);
+			ck_assert_uint_eq(t->len, strlen(parts[at]));
+			ck_assert_mem_eq(t->text, parts[at], t->len);
+			at++;
+		}
+	}
+	ck_assert_uint_eq(at, 4);
+	vocab_free(v);
+	/* Without a normalizer it does not matter when they are looked for. */
+	v = good(vocab_read_json, file_json(&tiny, &(struct parts){
+		.added = ADDED(320, "  ", "\"normalized\":false") }));
+	ck_assert_uint_eq(v->tokens[320].kind, VOCAB_ADDED);
+	ck_assert_uint_eq(v->flags & VOCAB_NFC, 0);
+	vocab_free(v);
+}
+END_TEST
+
 /* If what would make other tokens were passed over in silence. */
 START_TEST(json_refused)
 {
@@ -174,9 +220,17 @@ START_TEST(json_refused)
 		int err;
 		const char *text;
 	} refused[] = {
-		{ { .normalizer = "{\"type\":\"NFC\"}" },
+		{ { .normalizer = "{\"type\":\"NFKC\"}" },
+		  -ENOTSUP,
+		  "f: normalizer = {\"type\":\"NFKC\"} is not supported" },
+		{ { .normalizer = "{\"type\":\"Sequence\",\"normalizers\":[{\"type\":\"NFC\"},"
+				  "{\"type\":\"NFC\"}]}" },
 		  -ENOTSUP,
 		  "f: normalizer = {\"type\":\"NFC\"} is not supported" },
+		{ { .normalizer = "{\"type\":\"NFC\"}",
+		    .model = "\"type\":\"BPE\",\"byte_fallback\":true" },
+		  -ENOTSUP,
+		  "f: the normalizer is NFC, together with byte_fallback" },
 		{ { .normalizer = "{\"type\":\"Prepend\",\"prepend\":\"\xe2\x96\x81\"}" },
 		  -ENOTSUP,
 		  "Prepend goes with Replace" },
@@ -231,9 +285,33 @@ START_TEST(json_refused)
 		{ { .model = "\"type\":\"BPE\",\"byte_fallback\":true", .pre = "null" },
 		  -ENOTSUP,
 		  "f: model.byte_fallback is true, but nothing writes spaces as U+2581" },
-		{ { .added = ",{\"id\":400,\"content\":\"   \",\"special\":false}" },
+		{ { .added = ADDED(400, "   ", "\"lstrip\":true"), .normalizer = NFC },
 		  -ENOTSUP,
-		  "f: added token 400, '   ', is not special" },
+		  "f: added token 400, '   ', has lstrip = true, which is not supported" },
+		{ { .added = ADDED(400, "   ", "\"rstrip\":true") },
+		  -ENOTSUP,
+		  "f: added token 400, '   ', has rstrip = true, which is not supported" },
+		{ { .added = ADDED(400, "word", "\"single_word\":true") },
+		  -ENOTSUP,
+		  "f: added token 400, 'word', has single_word = true, which is not supported" },
+		{ { .added = ADDED(400, "   ", "\"normalized\":false"), .normalizer = NFC },
+		  -ENOTSUP,
+		  "f: added token 400, '   ', is to be found before the normalizer NFC" },
+		{ { .added = ADDED(400, "   ", "\"normalized\":true")
+			     ADDED(401, "  ", "\"normalized\":false") },
+		  -ENOTSUP,
+		  "f: added token 401, '  ', has normalized = false, unlike those before it" },
+		{ { .added = ADDED(400, "e\\u0301", "\"normalized\":true"), .normalizer = NFC },
+		  -EPROTO,
+		  "f: token 400 is to be taken whole from text in NFC, which it is not in" },
+		{ { .added = ADDED(400, "  ", "\"normalized\":true"),
+		    .normalizer = "{\"type\":\"Replace\",\"pattern\":{\"String\":\" \"},"
+				  "\"content\":\"\xe2\x96\x81\"}",
+		    .pre = "null",
+		    .model = "\"type\":\"BPE\",\"byte_fallback\":true" },
+		  -ENOTSUP,
+		  "f: added token 400, '  ', is not special: it would be taken whole from text, "
+		  "which is not supported together with byte_fallback" },
 		{ { .added = ",{\"id\":0,\"content\":\"<|x|>\",\"special\":true}" },
 		  -EPROTO,
 		  "f: id 0 is '!' in model.vocab and '<|x|>' in added_tokens" },
@@ -1040,7 +1118,7 @@ START_TEST(folder_of_sentencepiece)
 	struct vocab *v;
 
 	save("tokenizer.json", file_json(&tiny, &(struct parts){ .normalizer = "{\"type\":"
-										"\"NFC\"}" }));
+										"\"NFKC\"}" }));
 	ck_assert_int_eq(read_folder(&v), -ENOTSUP);
 	ck_assert_ptr_nonnull(strstr(why, "tokenizer.json: normalizer = "));
 	save("tokenizer.model", file_spm(&spm_llama2));
@@ -1075,6 +1153,7 @@ int main(void)
 	tcase_add_checked_fixture(json, set_up, tear_down);
 	tcase_add_test(json, json_is_exact);
 	tcase_add_test(json, json_rules);
+	tcase_add_test(json, json_of_neox);
 	tcase_add_test(json, json_refused);
 	tcase_add_test(json, json_ids);
 	tcase_add_test(json, json_depth);

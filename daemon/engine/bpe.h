@@ -13,20 +13,28 @@
 #include "tokenizer.h"
 #include "tokenizer_format.h"
 
+/* Tokens that are looked for in text, by text, then id. The sets rule out most places at once. */
+struct texts {
+	const uint32_t *ids;
+	uint32_t n;
+	uint32_t first[8];  /* bit per byte: some text begins with it */
+	uint32_t alone[8];  /* some text is just it */
+	uint32_t second[8]; /* some text goes on with it */
+};
+
 struct tokenizer {
 	const uint8_t *base;
 	const uint32_t *byte_id;
 	const uint8_t *joints;
 	const uint32_t *tokens;
-	const uint32_t *specials;
 	const uint32_t *words;
 	const struct tokenizer_pair *pairs;
 	const uint8_t *text;
 	uint32_t n_symbols, word_slots, pair_slots;
 	bool all_bytes; /* every byte has a token */
 	struct tokenizer_facts facts;
-	uint64_t serial;	   /* no other tokenizer of this process has it */
-	uint32_t special_first[8]; /* bit per byte: some special's text begins with it */
+	struct texts specials, added;
+	uint64_t serial; /* no other tokenizer of this process has it */
 };
 
 static inline const uint8_t *symbol_text(const struct tokenizer *t, uint32_t id, uint32_t *len)
@@ -39,7 +47,7 @@ static inline const uint8_t *symbol_text(const struct tokenizer *t, uint32_t id,
 
 static inline uint32_t symbol_kind(const struct tokenizer *t, uint32_t id)
 {
-	return t->tokens[id] >> 30;
+	return t->tokens[id] >> TOKENIZER_TEXT_BITS;
 }
 
 /* Whether merging can never reach from byte a to byte b behind it. */

@@ -53,7 +53,7 @@ void detok_init(struct detok *d, const struct tokenizer *t)
 size_t detok_push(struct detok *d, const struct tokenizer *t, uint32_t id, char *out)
 {
 	struct tokenizer_token token = tokenizer_token(t, id);
-	bool shown = token.kind == VOCAB_NORMAL || token.kind == VOCAB_BYTE;
+	bool shown = token.kind != VOCAB_SPECIAL && token.kind != VOCAB_UNUSED;
 	size_t n = 0;
 	uint32_t i = 0;
 

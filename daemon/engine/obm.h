@@ -8,28 +8,30 @@
  *      header         struct obm_header, at 0
  *      section table  struct obm_section[n_sections], behind it; zero up to header_bytes
  *      sections       in the table's order, each at a multiple of OBM_ALIGN, zero between them
- *      OBM_CHUNKS     the last section: a SHA-256 for each chunk of what lies between header_bytes and
- *                     it; a chunk has OBM_CHUNK bytes, the last one what is left
+ *      OBM_CHUNKS     the last section: a SHA-256 for each chunk of what lies between
+ *                     header_bytes and it; a chunk has OBM_CHUNK bytes, the last one what is left
  *
- * Three questions, three answers. Is it damaged? Each section has an xxh3 (64 bits) and the header one
- * of its own; obm_open() checks them all at the speed of memory. Which model is it? Its identity, a
- * SHA-256 over the header and table (with header_xxh3, identity, signer and signature zero) followed
- * by the OBM_CHUNKS section; everything in the file but a signature is under it. Who vouches for it?
- * An ed25519 signature over the 32 bytes of the identity, in the header; obm_verify() checks the
- * chunks behind it, in parallel.
+ * Three questions, three answers. Is it damaged? Each section has an xxh3 (64 bits) and the header
+ * one of its own; obm_open() checks them all at the speed of memory. Which model is it? Its
+ * identity, a SHA-256 over the header and table (with header_xxh3, identity, signer and signature
+ * zero) followed by the OBM_CHUNKS section; everything in the file but a signature is under it. Who
+ * vouches for it? An ed25519 signature over the 32 bytes of the identity, in the header;
+ * obm_verify() checks the chunks behind it, in parallel.
  *
- * Sections, by kind, then index, ascending, each behind the other at the next multiple of OBM_ALIGN; one
- * of each unless said:
+ * Sections, by kind, then index, ascending, each behind the other at the next multiple of
+ * OBM_ALIGN; one of each unless said:
  *
  *      OBM_ARCH       struct obm_arch
  *      OBM_TENSORS    struct obm_tensor[], by layer, then role, ascending, none twice
  *      OBM_ROPE       double[head_dim / 2]: the angle a position adds, f_i
  *      OBM_TOKENIZER  as engine/vocab.h and tokenizer.h have it
- *      OBM_INFO       UTF-8 lines "key: value": name, origin, licence, converter, notes; may be absent
+ *      OBM_INFO       UTF-8 lines "key: value": name, origin, licence, converter, notes; may be
+ *                     absent
  *      OBM_LICENCE    UTF-8, the licence's text; absent when the source had none
- *      OBM_WEIGHTS    index 0: what belongs to no layer; index 1 + i: layer i's norms and matrices. The
- *                     first tensor lies at the section's start; each tensor is followed by its scales,
- *                     these by the next tensor, at the next multiple of OBM_TENSOR_ALIGN, zero between
+ *      OBM_WEIGHTS    index 0: what belongs to no layer; index 1 + i: layer i's norms and matrices.
+ *                     The first tensor lies at the section's start; each tensor is followed by its
+ *                     scales, these by the next tensor, at the next multiple of OBM_TENSOR_ALIGN,
+ *                     zero between
  *
  * A section or role that this version does not know is refused, not skipped: a model that needs it
  * would be served wrong.
@@ -39,12 +41,12 @@
 #include <stddef.h>
 #include <stdint.h>
 
-#define OBM_MAGIC   "\x89OBM\r\n\x1a\n"
-#define OBM_VERSION 1u
-#define OBM_ALIGN   4096u
+#define OBM_MAGIC	 "\x89OBM\r\n\x1a\n"
+#define OBM_VERSION	 1u
+#define OBM_ALIGN	 4096u
 #define OBM_TENSOR_ALIGN 256u
-#define OBM_CHUNK   (1u << 20)
-#define OBM_CONTRACT 1u /* the numeric contract that these weights are for */
+#define OBM_CHUNK	 (1u << 20)
+#define OBM_CONTRACT	 1u /* the numeric contract that these weights are for */
 
 /* Bounds on what a file may ask for. */
 #define OBM_LAYERS_MAX	 512u
@@ -91,9 +93,9 @@ struct obm_section {
 };
 _Static_assert(sizeof(struct obm_section) == 32, "part of the format");
 
-#define OBM_ACT_RELU2 1u /* relu(gate)^2 * up */
-#define OBM_ACT_SILU  2u
-#define OBM_ACT_COUNT 3u
+#define OBM_ACT_RELU2	    1u /* relu(gate)^2 * up */
+#define OBM_ACT_SILU	    2u
+#define OBM_ACT_COUNT	    3u
 
 /* The activations of linear layers were not int8 in training; serving makes them so. */
 #define OBM_FLAG_A8_IMPOSED 1u
@@ -112,11 +114,11 @@ struct obm_arch {
 	uint32_t activation; /* OBM_ACT_* */
 	uint32_t flags;	     /* OBM_FLAG_* */
 	float rms_eps;
-	float rope_theta;      /* for people; OBM_ROPE is what is used */
-	uint64_t n_parameters; /* as trained: a tied head counts once */
-	uint8_t rope_sha256[32]; /* of the cos and sin table that OBM_ROPE yields: see kernels/rope.h */
-	char name[64];	       /* NUL-terminated, UTF-8 */
-	char family[32];       /* "bitnet-b1.58", "llama", ...: for people */
+	float rope_theta;	 /* for people; OBM_ROPE is what is used */
+	uint64_t n_parameters;	 /* as trained: a tied head counts once */
+	uint8_t rope_sha256[32]; /* of the table that OBM_ROPE yields: see kernels/rope.h */
+	char name[64];		 /* NUL-terminated, UTF-8 */
+	char family[32];	 /* "bitnet-b1.58", "llama", ...: for people */
 	uint64_t reserved[8];
 };
 _Static_assert(sizeof(struct obm_arch) == 248, "part of the format");
@@ -146,26 +148,26 @@ struct obm_tensor {
 	uint32_t rows;	 /* float[]: 1 */
 	uint32_t cols;
 	uint32_t groups; /* of scales; float[]: 0 */
-	uint64_t offset; /* from the file's start, a multiple of 256, inside the layer's OBM_WEIGHTS */
+	uint64_t offset; /* in the file, a multiple of 256, inside the layer's OBM_WEIGHTS */
 	uint64_t bytes;	 /* as kernels/packed.h has it */
 	uint64_t scales; /* offset of its scales, a multiple of 256; 0: it has none */
 	uint64_t reserved[2];
 };
 _Static_assert(sizeof(struct obm_tensor) == 64, "part of the format");
 
-/* ---- reading ------------------------------------------------------------------------------- */
+/* ---- reading --------------------------------------------------------------------------------- */
 
 /*
- * A model, mapped. Immutable; any thread may read. What obm_open() has accepted is consistent: every
- * offset, size and count lies inside the file and within the bounds above, each tensor that the
- * architecture needs is there once with its shape, the float values are finite where a loader could
- * be misled (eps, theta, f_i, norms, scales). The codes' own values are what the checksums say, nothing
- * more; obm_verify() looks at them.
+ * A model, mapped. Immutable; any thread may read. What obm_open() has accepted is consistent:
+ * every offset, size and count lies inside the file and within the bounds above, each tensor that
+ * the architecture needs is there once with its shape, the float values are finite where a loader
+ * could be misled (eps, theta, f_i, norms, scales). The codes' own values are what the checksums
+ * say, nothing more; obm_verify() looks at them.
  *
  * header, sections, arch and tensors are copies: what was checked stays as it was. The rest is the
- * mapped file. Who may write to it can change it under us, and who truncates it makes any later touch
- * of what is gone a SIGBUS, which a mapping cannot avoid; while obm_open() and obm_verify() read, they
- * ask for the pages first and turn that into an error.
+ * mapped file. Who may write to it can change it under us, and who truncates it makes any later
+ * touch of what is gone a SIGBUS, which a mapping cannot avoid; while obm_open() and obm_verify()
+ * read, they ask for the pages first and turn that into an error.
  */
 struct obm {
 	const uint8_t *base;
@@ -177,13 +179,14 @@ struct obm {
 	uint32_t n_tensors;
 };
 
-#define OBM_UNCHECKED 1u /* no xxh3 of OBM_WEIGHTS (the others always): for `info` of large files */
+#define OBM_UNCHECKED 1u /* no xxh3 of OBM_WEIGHTS, the others always: for `info` */
+#define OBM_FORGET    2u /* pages go once checked, in obm_verify() too: for who serves nothing */
 
 /*
- * Map the file behind fd (the caller keeps fd) and check it. threads >= 1 share the checksums' work.
- * 0, or negative errno with a sentence in why: -EBADMSG damaged, -EPROTO not a model or not
- * consistent, -ENOTSUP a version, contract or section that this program does not know, -EFBIG over a
- * bound, else from the system.
+ * Map the file behind fd (the caller keeps fd) and check it. threads >= 1 share the checksums'
+ * work. 0, or negative errno with a sentence in why: -EBADMSG damaged, -EPROTO not a model or not
+ * consistent, -ENOTSUP a version, contract or section that this program does not know, -EFBIG over
+ * a bound, else from the system.
  */
 int obm_open(int fd, unsigned flags, unsigned threads, struct obm **out, char *why, size_t why_len);
 /* NULL is fine; returns NULL. */
@@ -197,21 +200,24 @@ const char *obm_role_name(uint32_t role);
 const char *obm_info(const struct obm *o, const char *key, size_t *len);
 
 struct obm_verdict {
-	uint64_t bytes;	 /* hashed */
-	double seconds;	 /* and how long that took */
+	uint64_t bytes; /* hashed */
+	double seconds; /* and how long that took */
 	unsigned threads;
-	bool is_signed;	 /* the signature was there, and is good */
+	bool is_signed; /* the signature was there, and is good */
 };
 
 /*
- * Everything: each chunk's SHA-256 against OBM_CHUNKS, the identity, the packed matrices' codes, and
- * a signature when there is one. With a key (32 bytes) the file must be signed by it. As obm_open()
- * returns, besides -EKEYREJECTED: not signed, by another key, or a bad signature.
+ * Everything: each chunk's SHA-256 against OBM_CHUNKS, the identity, the packed matrices' codes,
+ * and a signature when there is one. With a key (32 bytes) the file must be signed by it. As
+ * obm_open() returns, besides -EKEYREJECTED: not signed, by another key, or a bad signature.
  */
 int obm_verify(const struct obm *o, const uint8_t *key, unsigned threads, struct obm_verdict *out,
 	       char *why, size_t why_len);
 
-/* The identity that header, table and OBM_CHUNKS of this file have; the writer's, and the checker's. */
+/*
+ * The identity that header, table and OBM_CHUNKS of this file have; the writer's, and the
+ * checker's.
+ */
 void obm_identity(const void *header_page, uint32_t header_bytes, const void *chunks,
 		  uint64_t chunks_bytes, uint8_t identity[32]);
 /* What header_xxh3 must be. */

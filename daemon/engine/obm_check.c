@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: MIT */
 /*
- * The rules of a container's parts: what an architecture may be, which tensors it needs in which shape,
- * what a text may hold. All of it looks at memory only, so that the writer is judged by the same code
- * as a stranger's file, and every refusal has a sentence of its own.
+ * The rules of a container's parts: what an architecture may be, what a text may hold; those of its
+ * tensors are in obm_tensors.c. All of it looks at memory only, so that the writer is judged by the
+ * same code as a stranger's file, and every refusal has a sentence of its own.
  */
 #include "obm_check.h"
 
@@ -23,58 +23,17 @@ int obm_refuse(char *why, size_t why_len, int err, const char *format, ...)
 	return err;
 }
 
-/* ---- names ------------------------------------------------------------------------------------ */
-
-enum width { ONE, HIDDEN, FFN, VOCAB, HEADS, KV_HEADS };
-
-/* Which layouts a role may have: bit per PACKED_*, bit 0 for float[]. */
-#define FLOATS	1u
-#define LINEAR	(1u << PACKED_2BIT | 1u << PACKED_BASE3)
-#define TABLE	(1u << PACKED_INT8 | 1u << PACKED_F16 | 1u << PACKED_BF16)
-
-static const struct {
-	const char *name;
-	enum width rows, cols;
-	uint32_t layouts;
-	bool in_layers, optional;
-} roles[OBM_ROLES] = {
-	[OBM_EMBED] = { "embed", VOCAB, HIDDEN, TABLE, false, false },
-	[OBM_HEAD] = { "head", VOCAB, HIDDEN, TABLE, false, true },
-	[OBM_FINAL_NORM] = { "final_norm", ONE, HIDDEN, FLOATS, false, false },
-	[OBM_ATTN_NORM] = { "attn_norm", ONE, HIDDEN, FLOATS, true, false },
-	[OBM_ATTN_SUB_NORM] = { "attn_sub_norm", ONE, HEADS, FLOATS, true, true },
-	[OBM_FFN_NORM] = { "ffn_norm", ONE, HIDDEN, FLOATS, true, false },
-	[OBM_FFN_SUB_NORM] = { "ffn_sub_norm", ONE, FFN, FLOATS, true, true },
-	[OBM_Q] = { "q", HEADS, HIDDEN, LINEAR, true, false },
-	[OBM_K] = { "k", KV_HEADS, HIDDEN, LINEAR, true, false },
-	[OBM_V] = { "v", KV_HEADS, HIDDEN, LINEAR, true, false },
-	[OBM_O] = { "o", HIDDEN, HEADS, LINEAR, true, false },
-	[OBM_GATE] = { "gate", FFN, HIDDEN, LINEAR, true, false },
-	[OBM_UP] = { "up", FFN, HIDDEN, LINEAR, true, false },
-	[OBM_DOWN] = { "down", HIDDEN, FFN, LINEAR, true, false },
-};
-
-const char *obm_role_name(uint32_t role)
-{
-	return role < OBM_ROLES ? roles[role].name : "unknown";
-}
-
-const char *obm_name(uint32_t role, uint32_t layer, char name[OBM_NAME_MAX])
-{
-	if (layer == OBM_NO_LAYER)
-		snprintf(name, OBM_NAME_MAX, "%s", obm_role_name(role));
-	else
-		snprintf(name, OBM_NAME_MAX, "%s of layer %u", obm_role_name(role), layer);
-	return name;
-}
-
-/* ---- the architecture ------------------------------------------------------------------------- */
+/* ---- the architecture ------------------------------------------------------------------------ */
 
 /* The length of the UTF-8 character at p, 0 when there is none. */
 static unsigned utf8(const uint8_t *p, uint64_t n)
 {
-	unsigned len = p[0] < 0x80 ? 1 : p[0] < 0xc2 ? 0 : p[0] < 0xe0 ? 2 : p[0] < 0xf0 ? 3 :
-		       p[0] < 0xf5 ? 4 : 0;
+	unsigned len = p[0] < 0x80 ? 1 :
+		       p[0] < 0xc2 ? 0 :
+		       p[0] < 0xe0 ? 2 :
+		       p[0] < 0xf0 ? 3 :
+		       p[0] < 0xf5 ? 4 :
+				     0;
 
 	if (!len || len > n)
 		return 0;
@@ -89,8 +48,8 @@ static unsigned utf8(const uint8_t *p, uint64_t n)
 }
 
 /*
- * NULL, or what is wrong at *at. These texts end on terminals: a control character in them, the second
- * set of U+0080 to U+009F too, could make one do things.
+ * NULL, or what is wrong at *at. These texts end on terminals: a control character in them, the
+ * second set of U+0080 to U+009F too, could make one do things.
  */
 static const char *bad_text(const uint8_t *p, uint64_t n, const char *controls, uint64_t *at)
 {
@@ -115,13 +74,16 @@ static int check_name(const char *what, const char *name, size_t size, char *why
 	uint64_t at;
 
 	if (!end)
-		return obm_refuse(why, why_len, -EPROTO, "its %s has no end within %zu bytes", what, size);
+		return obm_refuse(why, why_len, -EPROTO, "its %s has no end within %zu bytes", what,
+				  size);
 	bad = bad_text((const uint8_t *)name, (uint64_t)(end - name), "", &at);
 	if (bad)
-		return obm_refuse(why, why_len, -EPROTO, "byte %u of its %s %s", (unsigned)at, what, bad);
+		return obm_refuse(why, why_len, -EPROTO, "byte %u of its %s %s", (unsigned)at, what,
+				  bad);
 	for (size_t i = (size_t)(end - name); i < size; i++)
 		if (name[i])
-			return obm_refuse(why, why_len, -EPROTO, "something follows the end of its %s", what);
+			return obm_refuse(why, why_len, -EPROTO,
+					  "something follows the end of its %s", what);
 	return 0;
 }
 
@@ -161,37 +123,50 @@ int obm_check_arch(const struct obm_arch *a, char *why, size_t why_len)
 
 	for (size_t i = 0; i < sizeof(numbers) / sizeof(numbers[0]); i++) {
 		if (!numbers[i].value)
-			return obm_refuse(why, why_len, -EPROTO, "its architecture has %s 0; at least 1 is needed",
+			return obm_refuse(why, why_len, -EPROTO,
+					  "its architecture has %s 0; at least 1 is needed",
 					  numbers[i].name);
 		if (numbers[i].value > numbers[i].most)
-			return obm_refuse(why, why_len, -EFBIG, "its architecture has %s %u; this program serves "
-					  "at most %u", numbers[i].name, numbers[i].value, numbers[i].most);
+			return obm_refuse(why, why_len, -EFBIG,
+					  "its architecture has %s %u; this program serves "
+					  "at most %u",
+					  numbers[i].name, numbers[i].value, numbers[i].most);
 	}
 	if (a->heads % a->kv_heads)
-		return obm_refuse(why, why_len, -EPROTO, "its %u heads cannot share %u kv_heads evenly", a->heads,
+		return obm_refuse(why, why_len, -EPROTO,
+				  "its %u heads cannot share %u kv_heads evenly", a->heads,
 				  a->kv_heads);
 	if (a->head_dim % 2)
-		return obm_refuse(why, why_len, -EPROTO, "its head_dim %u is odd; rotary positions turn pairs",
+		return obm_refuse(why, why_len, -EPROTO,
+				  "its head_dim %u is odd; rotary positions turn pairs",
 				  a->head_dim);
 	if (!a->activation || a->activation >= OBM_ACT_COUNT)
-		return obm_refuse(why, why_len, -ENOTSUP, "its activation %u is none that this program knows; a "
-				  "newer one may", a->activation);
+		return obm_refuse(why, why_len, -ENOTSUP,
+				  "its activation %u is none that this program knows; a "
+				  "newer one may",
+				  a->activation);
 	if (a->flags & ~OBM_FLAGS_ALL)
-		return obm_refuse(why, why_len, -ENOTSUP, "its flags 0x%x hold some that this program does not "
-				  "know; a newer one may", a->flags);
+		return obm_refuse(why, why_len, -ENOTSUP,
+				  "its flags 0x%x hold some that this program does not "
+				  "know; a newer one may",
+				  a->flags);
 	if (!is_finite(a->rms_eps) || a->rms_eps <= 0 || a->rms_eps >= 1)
-		return obm_refuse(why, why_len, -EPROTO, "its rms_eps is %g; it must lie between 0 and 1",
+		return obm_refuse(why, why_len, -EPROTO,
+				  "its rms_eps is %g; it must lie between 0 and 1",
 				  (double)a->rms_eps);
 	if (!is_finite(a->rope_theta) || a->rope_theta <= 1)
-		return obm_refuse(why, why_len, -EPROTO, "its rope_theta is %g; it must be a number above 1",
+		return obm_refuse(why, why_len, -EPROTO,
+				  "its rope_theta is %g; it must be a number above 1",
 				  (double)a->rope_theta);
 	err = check_name("name", a->name, sizeof(a->name), why, why_len);
 	if (!err)
 		err = check_name("family", a->family, sizeof(a->family), why, why_len);
 	for (size_t i = 0; !err && i < sizeof(a->reserved) / sizeof(a->reserved[0]); i++)
 		if (a->reserved[i])
-			err = obm_refuse(why, why_len, -ENOTSUP, "its architecture uses reserved word %zu, which "
-					 "this program does not know; a newer one may", i);
+			err = obm_refuse(why, why_len, -ENOTSUP,
+					 "its architecture uses reserved word %zu, which "
+					 "this program does not know; a newer one may",
+					 i);
 	return err;
 }
 
@@ -204,14 +179,20 @@ int obm_check_rope(const struct obm_arch *a, const double *f, char *why, size_t 
 
 		/* Also false for what is no number. */
 		if (!(v > 0 && v < 0x1p1000))
-			return obm_refuse(why, why_len, -EPROTO, "rotary frequency %u is %g; it must be finite and "
-					  "above 0", i, v);
+			return obm_refuse(why, why_len, -EPROTO,
+					  "rotary frequency %u is %g; it must be finite and "
+					  "above 0",
+					  i, v);
 		if (v > before)
-			return obm_refuse(why, why_len, -EPROTO, "rotary frequency %u is %g, above the one before "
-					  "it, %g; they must descend", i, v, before);
+			return obm_refuse(why, why_len, -EPROTO,
+					  "rotary frequency %u is %g, above the one before "
+					  "it, %g; they must descend",
+					  i, v, before);
 		if (v * (double)a->context >= 0x1p24)
-			return obm_refuse(why, why_len, -EPROTO, "rotary frequency %u is %g; with a context of %u "
-					  "the angles would pass 2^24, where they lose precision", i, v, a->context);
+			return obm_refuse(why, why_len, -EPROTO,
+					  "rotary frequency %u is %g; with a context of %u "
+					  "the angles would pass 2^24, where they lose precision",
+					  i, v, a->context);
 		before = v;
 	}
 	return 0;
@@ -234,7 +215,7 @@ void obm_rope_sha256(const struct obm_arch *a, const double *f, uint8_t digest[3
 	sha256_final(&s, digest);
 }
 
-/* ---- texts ------------------------------------------------------------------------------------ */
+/* ---- texts ----------------------------------------------------------------------------------- */
 
 int obm_check_text(uint32_t kind, const void *text, uint64_t bytes, char *why, size_t why_len)
 {
@@ -245,196 +226,28 @@ int obm_check_text(uint32_t kind, const void *text, uint64_t bytes, char *why, s
 	unsigned line = 0;
 
 	if (bytes > OBM_TEXT_MAX)
-		return obm_refuse(why, why_len, -EFBIG, "its %s has %llu bytes; at most %u are taken", what,
+		return obm_refuse(why, why_len, -EFBIG,
+				  "its %s has %llu bytes; at most %u are taken", what,
 				  (unsigned long long)bytes, OBM_TEXT_MAX);
 	bad = bad_text(p, bytes, kind == OBM_INFO ? "\n\t" : "\n\t\r\f", &at);
 	if (bad)
-		return obm_refuse(why, why_len, -EPROTO, "byte %llu of its %s %s", (unsigned long long)at, what,
-				  bad);
+		return obm_refuse(why, why_len, -EPROTO, "byte %llu of its %s %s",
+				  (unsigned long long)at, what, bad);
 	for (at = 0; kind == OBM_INFO && at < bytes;) {
 		const uint8_t *end = memchr(p + at, '\n', bytes - at);
 		const uint8_t *colon;
 
 		line++;
 		if (!end)
-			return obm_refuse(why, why_len, -EPROTO, "line %u of its information has no end", line);
+			return obm_refuse(why, why_len, -EPROTO,
+					  "line %u of its information has no end", line);
 		colon = memmem(p + at, (size_t)(end - p) - at, ": ", 2);
 		if (!colon || colon == p + at)
-			return obm_refuse(why, why_len, -EPROTO, "line %u of its information is not of the form "
-					  "'key: value'", line);
+			return obm_refuse(why, why_len, -EPROTO,
+					  "line %u of its information is not of the form "
+					  "'key: value'",
+					  line);
 		at = (uint64_t)(end - p) + 1;
 	}
 	return 0;
-}
-
-/* ---- tensors ---------------------------------------------------------------------------------- */
-
-static uint32_t width(const struct obm_arch *a, enum width w)
-{
-	switch (w) {
-	case ONE: return 1;
-	case HIDDEN: return a->hidden;
-	case FFN: return a->ffn;
-	case VOCAB: return a->vocab;
-	case HEADS: return a->heads * a->head_dim;
-	case KV_HEADS: return a->kv_heads * a->head_dim;
-	}
-	return 0;
-}
-
-static uint32_t key_of(uint32_t role, uint32_t layer)
-{
-	return (layer + 1) * OBM_ROLES + role;
-}
-
-/* Role, shape, layout: what an architecture says of a tensor. */
-static int check_kind(const struct obm_arch *a, const struct obm_tensor *t, char *why, size_t why_len)
-{
-	char name[OBM_NAME_MAX];
-	uint32_t rows, cols;
-
-	if (t->role >= OBM_ROLES)
-		return obm_refuse(why, why_len, -ENOTSUP, "it has a tensor of role %u, which this program does "
-				  "not know; a newer one may", t->role);
-	obm_name(t->role, t->layer, name);
-	if (t->layer != OBM_NO_LAYER && t->layer >= a->layers)
-		return obm_refuse(why, why_len, -EPROTO, "it has a tensor %s, but only %u layers", name, a->layers);
-	if (roles[t->role].in_layers != (t->layer != OBM_NO_LAYER))
-		return obm_refuse(why, why_len, -EPROTO, "tensor %s %s", name, roles[t->role].in_layers ?
-				  "belongs to no layer, but must" : "stands in a layer, but belongs to none");
-	rows = width(a, roles[t->role].rows);
-	cols = width(a, roles[t->role].cols);
-	if (t->rows != rows || t->cols != cols)
-		return obm_refuse(why, why_len, -EPROTO, "tensor %s is %u x %u, but the architecture makes it %u "
-				  "x %u", name, t->rows, t->cols, rows, cols);
-	if (t->layout >= PACKED_COUNT)
-		return obm_refuse(why, why_len, -ENOTSUP, "tensor %s has layout %u, which this program does not "
-				  "know; a newer one may", name, t->layout);
-	if (!(roles[t->role].layouts & 1u << t->layout))
-		return obm_refuse(why, why_len, -EPROTO, "tensor %s is stored as %s, which this role cannot be",
-				  name, t->layout ? packed_name(t->layout) : "plain floats");
-	if (!t->layout && t->groups)
-		return obm_refuse(why, why_len, -EPROTO, "tensor %s is plain floats, but has %u groups of scales",
-				  name, t->groups);
-	if (t->layout) {
-		struct packed_shape shape = obm_shape(t);
-		const char *bad = packed_check(&shape);
-
-		if (bad)
-			return obm_refuse(why, why_len, -EPROTO, "tensor %s: %s", name, bad);
-	}
-	if (t->reserved[0] || t->reserved[1])
-		return obm_refuse(why, why_len, -ENOTSUP, "tensor %s uses reserved words, which this program does "
-				  "not know; a newer one may", name);
-	return 0;
-}
-
-/* One range of a tensor; *end is the end of the one before it, in the same section. */
-static int check_range(const struct obm_section *s, const char *what, const char *name, uint64_t offset,
-		       uint64_t bytes, uint64_t *end, char *why, size_t why_len)
-{
-	uint64_t limit = s->offset + s->bytes;
-
-	if (offset % OBM_TENSOR_ALIGN)
-		return obm_refuse(why, why_len, -EPROTO, "%s of tensor %s lie at %llu, which is no multiple of %u",
-				  what, name, (unsigned long long)offset, OBM_TENSOR_ALIGN);
-	if (offset < s->offset || offset > limit || bytes > limit - offset)
-		return obm_refuse(why, why_len, -EPROTO, "%s of tensor %s, %llu bytes at %llu, lie outside their "
-				  "section, which ends at %llu", what, name, (unsigned long long)bytes,
-				  (unsigned long long)offset, (unsigned long long)limit);
-	if (offset != obm_align(*end, OBM_TENSOR_ALIGN))
-		return obm_refuse(why, why_len, -EPROTO, "%s of tensor %s lie at %llu, %s at %llu", what, name,
-				  (unsigned long long)offset, offset < *end ? "but the ones before them end" :
-				  "but their place is", (unsigned long long)(offset < *end ? *end :
-				  obm_align(*end, OBM_TENSOR_ALIGN)));
-	*end = offset + bytes;
-	return 0;
-}
-
-static int check_place(const struct obm_tensor *t, const struct obm_section *s, uint64_t *end, char *why,
-		       size_t why_len)
-{
-	struct packed_shape shape = obm_shape(t);
-	uint64_t bytes = t->layout ? packed_bytes(&shape) : (uint64_t)t->cols * sizeof(float);
-	uint64_t scales = t->layout ? packed_n_scales(&shape) * sizeof(float) : 0;
-	char name[OBM_NAME_MAX];
-	int err;
-
-	obm_name(t->role, t->layer, name);
-	if (t->bytes != bytes)
-		return obm_refuse(why, why_len, -EPROTO, "tensor %s says that it has %llu bytes; its shape makes "
-				  "it %llu", name, (unsigned long long)t->bytes, (unsigned long long)bytes);
-	if (!scales != !t->scales)
-		return obm_refuse(why, why_len, -EPROTO, "tensor %s %s", name, scales ? "has no scales, which its "
-				  "layout needs" : "has scales, which its layout has no use for");
-	err = check_range(s, "the values", name, t->offset, bytes, end, why, why_len);
-	if (!err && scales)
-		err = check_range(s, "the scales", name, t->scales, scales, end, why, why_len);
-	return err;
-}
-
-/* Those that the architecture needs; t is sorted, without doubles, each of a role that is known. */
-static int check_complete(const struct obm_arch *a, const struct obm_tensor *t, uint32_t n, char *why,
-			  size_t why_len)
-{
-	bool sub_norms[OBM_ROLES] = { 0 };
-	char name[OBM_NAME_MAX];
-	uint32_t next = 0;
-
-	for (uint32_t i = 0; i < n; i++)
-		sub_norms[t[i].role] = true;
-	for (uint32_t key = 0; key < (a->layers + 1) * OBM_ROLES; key++) {
-		uint32_t role = key % OBM_ROLES, layer = key / OBM_ROLES - 1;
-
-		if (next < n && key_of(t[next].role, t[next].layer) == key) {
-			next++;
-			continue;
-		}
-		if (roles[role].in_layers == (layer == OBM_NO_LAYER))
-			continue;
-		obm_name(role, layer, name);
-		if (!roles[role].optional)
-			return obm_refuse(why, why_len, -EPROTO, "tensor %s is missing", name);
-		if (layer != OBM_NO_LAYER && sub_norms[role])
-			return obm_refuse(why, why_len, -EPROTO, "tensor %s is missing, but other layers have one",
-					  name);
-	}
-	return 0;
-}
-
-int obm_check_tensors(const struct obm_arch *a, const struct obm_tensor *t, uint32_t n,
-		      const struct obm_section *weights, char *why, size_t why_len)
-{
-	const struct obm_section *s = NULL;
-	char name[OBM_NAME_MAX];
-	uint64_t end = 0, limit;
-	int err;
-
-	if (n > OBM_TENSORS_MAX)
-		return obm_refuse(why, why_len, -EFBIG, "it has %u tensors; at most %u are taken", n,
-				  OBM_TENSORS_MAX);
-	for (uint32_t i = 0; i < n; i++) {
-		err = check_kind(a, &t[i], why, why_len);
-		if (err)
-			return err;
-		if (i && key_of(t[i].role, t[i].layer) <= key_of(t[i - 1].role, t[i - 1].layer))
-			return obm_refuse(why, why_len, -EPROTO, "tensor %s %s",
-					  obm_name(t[i].role, t[i].layer, name),
-					  key_of(t[i].role, t[i].layer) == key_of(t[i - 1].role, t[i - 1].layer) ?
-					  "is there twice" : "is not at its place in the table");
-	}
-	err = check_complete(a, t, n, why, why_len);
-	for (uint32_t i = 0; !err && i < n; i++) {
-		if (s != &weights[t[i].layer + 1]) {
-			s = &weights[t[i].layer + 1];
-			end = s->offset;
-		}
-		limit = s->offset + s->bytes;
-		err = check_place(&t[i], s, &end, why, why_len);
-		if (!err && (i + 1 == n || t[i + 1].layer != t[i].layer) && end != limit)
-			err = obm_refuse(why, why_len, -EPROTO, "weights section %u ends at %llu, but its last "
-					 "tensor at %llu", s->index, (unsigned long long)limit,
-					 (unsigned long long)end);
-	}
-	return err;
 }

@@ -3,8 +3,8 @@
 #define OBM_CHECK_H
 
 /*
- * What the files of the container share among themselves: the rules of its parts, which whoever writes
- * one keeps as well as whoever reads one, and work in parallel.
+ * What the files of the container share among themselves: the rules of its parts, which whoever
+ * writes one keeps as well as whoever reads one, and work in parallel.
  */
 
 #include <stddef.h>
@@ -15,7 +15,8 @@
 #define OBM_NAME_MAX 48u /* of obm_name() */
 /* header_bytes with the most sections. */
 #define OBM_HEADER_MAX \
-	((sizeof(struct obm_header) + OBM_SECTIONS_MAX * sizeof(struct obm_section) + OBM_ALIGN - 1) / \
+	((sizeof(struct obm_header) + OBM_SECTIONS_MAX * sizeof(struct obm_section) + OBM_ALIGN - \
+	  1) / \
 	 OBM_ALIGN * OBM_ALIGN)
 
 static inline uint64_t obm_align(uint64_t n, uint64_t to)
@@ -49,10 +50,13 @@ static inline struct packed_shape obm_shape(const struct obm_tensor *t)
 	return (struct packed_shape){ t->layout, t->rows, t->cols, t->groups };
 }
 
+/*
+ * obm_open() of bytes that lie in memory, aligned to OBM_TENSOR_ALIGN, and stay until obm_close().
+ */
+int obm_open_memory(const void *base, uint64_t bytes, unsigned flags, unsigned threads,
+		    struct obm **out, char *why, size_t why_len);
+
 /* work(arg) in so many threads, this one among them; returns how many there were. */
 unsigned obm_parallel(unsigned threads, void (*work)(void *arg), void *arg);
-
-/* Brings the pages of a mapped range in. False: the file no longer has them. */
-bool obm_populate(const void *data, uint64_t bytes);
 
 #endif

@@ -1,9 +1,9 @@
 /* SPDX-License-Identifier: MIT */
 /*
- * Who a model is, and whether this file is it, byte for byte. The identity stands over a short table of
- * chunk hashes, so the chunks can be hashed in any order by any number of threads, two at a time in each
- * (see sha256_pair()). Afterwards the same threads look at each tile's codes: a checksum says that the
- * bytes are those that somebody wrote, not that they are weights.
+ * Who a model is, and whether this file is it, byte for byte. The identity stands over a short
+ * table of chunk hashes, so the chunks can be hashed in any order by any number of threads, two at
+ * a time in each (see sha256_pair()). Afterwards the same threads look at each tile's codes: a
+ * checksum says that the bytes are those that somebody wrote, not that they are weights.
  */
 #include <assert.h>
 #include <errno.h>
@@ -14,7 +14,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <time.h>
-#include "obm_check.h"
+#include "obm_open.h"
 #include "obm_xxh3.h"
 #include "sha256.h"
 
@@ -55,7 +55,7 @@ void obm_identity(const void *header_page, uint32_t header_bytes, const void *ch
 	sha256_final(&s, identity);
 }
 
-/* ---- chunks and tiles ----------------------------------------------------------------------------- */
+/* ---- chunks and tiles ------------------------------------------------------------------------ */
 
 #define TILES 64u /* of the matrices, counted through, that a thread takes at a time */
 
@@ -65,7 +65,7 @@ struct search {
 	const uint8_t *chunks; /* the table */
 	uint64_t start, end;   /* of what it covers */
 	uint64_t n_chunks, n_tiles;
-	uint64_t *first_tile;  /* of each tensor; n_tensors + 1 */
+	uint64_t *first_tile; /* of each tensor; n_tensors + 1 */
 	atomic_ullong next_chunk, next_tile;
 	atomic_ullong bad_chunk, bad_tile; /* the first; n_chunks, n_tiles: none */
 	atomic_bool gone;		   /* the file no longer has all its pages */
@@ -76,8 +76,8 @@ static void lower(atomic_ullong *to, unsigned long long v)
 {
 	unsigned long long before = atomic_load_explicit(to, memory_order_relaxed);
 
-	while (v < before && !atomic_compare_exchange_weak_explicit(to, &before, v, memory_order_relaxed,
-								    memory_order_relaxed))
+	while (v < before && !atomic_compare_exchange_weak_explicit(
+				     to, &before, v, memory_order_relaxed, memory_order_relaxed))
 		;
 }
 
@@ -93,12 +93,13 @@ static void hash_chunks(void *arg)
 	struct search *s = arg;
 	uint64_t i;
 
-	while ((i = atomic_fetch_add_explicit(&s->next_chunk, 2, memory_order_relaxed)) < s->n_chunks) {
+	while ((i = atomic_fetch_add_explicit(&s->next_chunk, 2, memory_order_relaxed)) <
+	       s->n_chunks) {
 		const uint8_t *p = s->o->base + s->start + i * OBM_CHUNK;
 		uint64_t two = i + 1 < s->n_chunks ? chunk_bytes(s, i + 1) : 0;
 		uint8_t digest[2][32];
 
-		if (!obm_populate(p, chunk_bytes(s, i) + two)) {
+		if (!obm_populate(s->o, p, chunk_bytes(s, i) + two)) {
 			atomic_store_explicit(&s->gone, true, memory_order_relaxed);
 			return;
 		}
@@ -111,18 +112,25 @@ static void hash_chunks(void *arg)
 		for (uint64_t k = 0; k < (two ? 2 : 1); k++)
 			if (memcmp(digest[k], s->chunks + (i + k) * 32, 32))
 				lower(&s->bad_chunk, i + k);
+		obm_forget(s->o, s->start + i * OBM_CHUNK, chunk_bytes(s, i) + two);
 	}
 }
 
-static bool tile_is_valid(const struct search *s, uint32_t tensor, uint64_t tile)
+/* A tensor's tiles from one to before another; number is that of the first, counted through. */
+static void check_run(struct search *s, const struct obm_tensor *t, uint64_t from, uint64_t to,
+		      uint64_t number)
 {
-	const struct obm_tensor *t = &s->o->tensors[tensor];
 	struct packed_shape shape = obm_shape(t);
 	uint64_t bytes = packed_bytes(&shape) / packed_tiles(&shape);
-	uint64_t left = t->rows - tile * PACKED_ROWS;
 
-	return packed_tile_is_valid(&shape, s->o->base + t->offset + tile * bytes,
-				    left < PACKED_ROWS ? (uint32_t)left : PACKED_ROWS);
+	for (uint64_t i = from; i < to; i++) {
+		uint64_t left = t->rows - i * PACKED_ROWS;
+
+		if (!packed_tile_is_valid(&shape, s->o->base + t->offset + i * bytes,
+					  left < PACKED_ROWS ? (uint32_t)left : PACKED_ROWS))
+			lower(&s->bad_tile, number + i - from);
+	}
+	obm_forget(s->o, t->offset + from * bytes, (to - from) * bytes);
 }
 
 static uint32_t tensor_of(const struct search *s, uint64_t tile)
@@ -139,14 +147,18 @@ static void check_tiles(void *arg)
 	struct search *s = arg;
 	uint64_t i;
 
-	while ((i = atomic_fetch_add_explicit(&s->next_tile, TILES, memory_order_relaxed)) < s->n_tiles) {
-		uint32_t tensor = tensor_of(s, i);
+	while ((i = atomic_fetch_add_explicit(&s->next_tile, TILES, memory_order_relaxed)) <
+	       s->n_tiles) {
+		uint64_t end = i + TILES < s->n_tiles ? i + TILES : s->n_tiles;
 
-		for (uint64_t end = i + TILES; i < end && i < s->n_tiles; i++) {
-			while (s->first_tile[tensor + 1] <= i)
-				tensor++;
-			if (!tile_is_valid(s, tensor, i - s->first_tile[tensor]))
-				lower(&s->bad_tile, i);
+		for (uint32_t tensor = tensor_of(s, i); i < end; tensor++) {
+			uint64_t first = s->first_tile[tensor], next = s->first_tile[tensor + 1];
+
+			next = next < end ? next : end;
+			if (next <= i) /* plain floats have none */
+				continue;
+			check_run(s, &s->o->tensors[tensor], i - first, next - first, i);
+			i = next;
 		}
 	}
 }
@@ -160,15 +172,17 @@ static int search_all(struct search *s, unsigned threads, unsigned *had, char *w
 
 	*had = obm_parallel(threads, hash_chunks, s);
 	if (atomic_load(&s->gone))
-		return obm_refuse(why, why_len, -EBADMSG, "the file can no longer be read: it was cut, or its "
+		return obm_refuse(why, why_len, -EBADMSG,
+				  "the file can no longer be read: it was cut, or its "
 				  "disk has a fault");
 	i = atomic_load(&s->bad_chunk);
 	from = s->start + i * OBM_CHUNK;
 	to = from + (i < s->n_chunks ? chunk_bytes(s, i) : 0);
 	if (i < s->n_chunks)
-		return obm_refuse(why, why_len, -EBADMSG, "it is not the model that it says: bytes %llu to %llu "
-				  "differ from what was written; get the file again", (unsigned long long)from,
-				  (unsigned long long)to);
+		return obm_refuse(why, why_len, -EBADMSG,
+				  "it is not the model that it says: bytes %llu to %llu "
+				  "differ from what was written; get the file again",
+				  (unsigned long long)from, (unsigned long long)to);
 	for (uint32_t t = 0; t < o->n_tensors; t++) {
 		struct packed_shape shape = obm_shape(&o->tensors[t]);
 
@@ -184,37 +198,36 @@ static int search_all(struct search *s, unsigned threads, unsigned *had, char *w
 	bad = &o->tensors[tensor_of(s, i)];
 	from = (i - s->first_tile[bad - o->tensors]) * PACKED_ROWS;
 	to = from + PACKED_ROWS < bad->rows ? from + PACKED_ROWS : bad->rows;
-	return obm_refuse(why, why_len, -EPROTO, "tensor %s holds what is no weight, in rows %llu to %llu; who "
-			  "made the file made it wrong", obm_name(bad->role, bad->layer, name),
-			  (unsigned long long)from, (unsigned long long)to - 1);
+	return obm_refuse(why, why_len, -EPROTO,
+			  "tensor %s holds what is no weight, in rows %llu to %llu; who "
+			  "made the file made it wrong",
+			  obm_name(bad->role, bad->layer, name), (unsigned long long)from,
+			  (unsigned long long)to - 1);
 }
 
-/* ---- the signature --------------------------------------------------------------------------------- */
+/* ---- the signature --------------------------------------------------------------------------- */
 
-static bool is_zero(const uint8_t *p, size_t n)
+static int check_signature(const struct obm_header *h, const uint8_t *key, bool *is_signed,
+			   char *why, size_t why_len)
 {
-	while (n && !p[n - 1])
-		n--;
-	return !n;
-}
+	bool none = obm_is_zero(h->signer, sizeof(h->signer));
 
-static int check_signature(const struct obm_header *h, const uint8_t *key, bool *is_signed, char *why,
-			   size_t why_len)
-{
-	bool none = is_zero(h->signer, sizeof(h->signer));
-
-	if (none && !is_zero(h->signature, sizeof(h->signature)))
-		return obm_refuse(why, why_len, -EKEYREJECTED, "it has a signature, but names no signer");
+	if (none && !obm_is_zero(h->signature, sizeof(h->signature)))
+		return obm_refuse(why, why_len, -EKEYREJECTED,
+				  "it has a signature, but names no signer");
 	if (none && key)
 		return obm_refuse(why, why_len, -EKEYREJECTED, "it is not signed");
 	if (key && memcmp(key, h->signer, sizeof(h->signer)))
-		return obm_refuse(why, why_len, -EKEYREJECTED, "it is signed by another key, %02x%02x%02x%02x...",
+		return obm_refuse(why, why_len, -EKEYREJECTED,
+				  "it is signed by another key, %02x%02x%02x%02x...", h->signer[0],
+				  h->signer[1], h->signer[2], h->signer[3]);
+	if (!none &&
+	    (sodium_init() < 0 || crypto_sign_verify_detached(h->signature, h->identity,
+							      sizeof(h->identity), h->signer)))
+		return obm_refuse(why, why_len, -EKEYREJECTED,
+				  "its signature is bad: the key %02x%02x%02x%02x... "
+				  "did not sign this model",
 				  h->signer[0], h->signer[1], h->signer[2], h->signer[3]);
-	if (!none && (sodium_init() < 0 ||
-		      crypto_sign_verify_detached(h->signature, h->identity, sizeof(h->identity), h->signer)))
-		return obm_refuse(why, why_len, -EKEYREJECTED, "its signature is bad: the key %02x%02x%02x%02x... "
-				  "did not sign this model", h->signer[0], h->signer[1], h->signer[2],
-				  h->signer[3]);
 	*is_signed = !none;
 	return 0;
 }
@@ -246,13 +259,15 @@ int obm_verify(const struct obm *o, const uint8_t *key, unsigned threads, struct
 	s.start = o->header->header_bytes;
 	s.end = (uint64_t)(s.chunks - o->base);
 	s.n_chunks = table / 32;
-	if (!obm_populate(s.chunks, table))
-		return obm_refuse(why, why_len, -EBADMSG, "the file can no longer be read: it was cut, or its "
+	if (!obm_populate(o, s.chunks, table))
+		return obm_refuse(why, why_len, -EBADMSG,
+				  "the file can no longer be read: it was cut, or its "
 				  "disk has a fault");
 	/* It was right when the file was opened; since then somebody may have written there. */
 	obm_identity(o->header, o->header->header_bytes, s.chunks, table, identity);
 	if (memcmp(identity, o->header->identity, sizeof(identity)))
-		return obm_refuse(why, why_len, -EBADMSG, "its identity is not the one that its header and "
+		return obm_refuse(why, why_len, -EBADMSG,
+				  "its identity is not the one that its header and "
 				  "chunk table have");
 	s.first_tile = calloc(o->n_tensors + 1, sizeof(*s.first_tile));
 	if (!s.first_tile)

@@ -16,6 +16,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include "bpe.h"
+#include "nfc.h"
 #include "utf8.h"
 
 static atomic_uint_least64_t serials;
@@ -55,14 +56,14 @@ static int check_header(const struct tokenizer_header *h, size_t bytes, char *wh
 	if (!h->n_tokens || h->n_tokens > h->n_symbols || h->n_symbols > VOCAB_TOKENS_MAX)
 		return refuse(why, why_len, "%u tokens, %u with hidden ones", h->n_tokens,
 			      h->n_symbols);
-	if (h->n_specials > h->n_tokens || h->n_merges > VOCAB_MERGES_MAX ||
+	if (h->n_specials > h->n_tokens || h->n_added > h->n_tokens || h->n_merges > VOCAB_MERGES_MAX ||
 	    h->n_words >= h->word_slots || h->n_merges >= h->pair_slots ||
 	    h->word_slots > 16 * VOCAB_TOKENS_MAX || h->pair_slots > 16 * VOCAB_MERGES_MAX ||
 	    h->text_bytes >= TOKENIZER_TEXT_MAX)
 		return refuse(why, why_len,
-			      "%u special tokens, %u words in %u slots, %u merges in %u, %u bytes "
-			      "of text",
-			      h->n_specials, h->n_words, h->word_slots, h->n_merges, h->pair_slots,
+			      "%u special tokens, %u added ones, %u words in %u slots, %u merges "
+			      "in %u, %u bytes of text",
+			      h->n_specials, h->n_added, h->n_words, h->word_slots, h->n_merges, h->pair_slots,
 			      h->text_bytes);
 	if (bytes != h->bytes || tokenizer_layout(h).end != bytes)
 		return refuse(why, why_len,
@@ -70,7 +71,8 @@ static int check_header(const struct tokenizer_header *h, size_t bytes, char *wh
 			      h->bytes, tokenizer_layout(h).end);
 	if ((h->kind != VOCAB_BYTES && h->kind != VOCAB_SPM) || h->rule >= VOCAB_RULE_COUNT ||
 	    (h->kind == VOCAB_SPM && h->rule != VOCAB_RULE_NONE) || h->flags & ~VOCAB_FLAGS_ALL ||
-	    h->flags & (h->kind == VOCAB_SPM ? VOCAB_IGNORE_MERGES : VOCAB_DUMMY_PREFIX))
+	    h->flags & (h->kind == VOCAB_SPM ? VOCAB_IGNORE_MERGES | VOCAB_NFC
+						 : VOCAB_DUMMY_PREFIX))
 		return refuse(why, why_len, "kind %u, rule %u, flags %#x", h->kind, h->rule,
 			      h->flags);
 	if (!id_or_none(h->bos, h->n_tokens) || !id_or_none(h->eos, h->n_tokens) ||
@@ -97,29 +99,36 @@ static int check_tokens(const struct tokenizer *t, const struct tokenizer_header
 			uint64_t *normal, char *why, size_t why_len)
 {
 	const uint32_t mask = TOKENIZER_TEXT_MAX - 1;
-	uint32_t longest = 0, n_specials = 0, from = t->tokens[0] & mask;
+	uint32_t longest = 0, n_specials = 0, n_added = 0, from = t->tokens[0] & mask;
 
 	if (from)
 		return refuse(why, why_len, "the first text begins at %u", from);
 	for (uint32_t id = 0; id < h->n_symbols; id++) {
-		uint32_t kind = t->tokens[id] >> 30, to = t->tokens[id + 1] & mask, len = to - from;
+		uint32_t kind = symbol_kind(t, id), to = t->tokens[id + 1] & mask, len = to - from;
 
 		if (to < from || len > VOCAB_TOKEN_BYTES_MAX || to > h->text_bytes)
 			return refuse(why, why_len, "token %u's text is from %u to %u of %u bytes",
 				      id, from, to, h->text_bytes);
-		if ((!len && kind != VOCAB_UNUSED) || (kind == VOCAB_BYTE && len != 1) ||
+		if (kind >= VOCAB_KINDS || (!len && kind != VOCAB_UNUSED) ||
+		    (kind == VOCAB_BYTE && len != 1) ||
+		    (kind == VOCAB_ADDED &&
+		     (h->kind != VOCAB_BYTES || len > VOCAB_ADDED_BYTES_MAX)) ||
 		    (id >= h->n_tokens && kind != VOCAB_UNUSED))
 			return refuse(why, why_len, "token %u is of kind %u and has %u bytes", id,
 				      kind, len);
 		normal[id / 64] |= (uint64_t)(kind == VOCAB_NORMAL) << id % 64;
 		n_specials += kind == VOCAB_SPECIAL;
+		n_added += kind == VOCAB_ADDED;
 		longest = len > longest ? len : longest;
 		from = to;
 	}
-	if (from != h->text_bytes || longest != h->longest || n_specials != h->n_specials)
+	if (from != h->text_bytes || longest != h->longest || n_specials != h->n_specials ||
+	    n_added != h->n_added)
 		return refuse(why, why_len,
-			      "%u bytes of text, the longest %u, %u special tokens, not %u, %u, %u",
-			      from, longest, n_specials, h->text_bytes, h->longest, h->n_specials);
+			      "%u bytes of text, the longest %u, %u special tokens, %u added ones, "
+			      "not %u, %u, %u, %u",
+			      from, longest, n_specials, n_added, h->text_bytes, h->longest,
+			      h->n_specials, h->n_added);
 	return 0;
 }
 
@@ -156,20 +165,26 @@ static int text_order(const struct tokenizer *t, uint32_t a, uint32_t b)
 	return order ? order : (a > b) - (a < b);
 }
 
-/* Each special token once: as many as there are, all different. */
-static int check_specials(struct tokenizer *t, const struct tokenizer_header *h, char *why,
-			  size_t why_len)
+/* Each token of the kind once: as many as there are, all different. */
+static int check_texts(const struct tokenizer *t, struct texts *x, uint32_t kind, char *why,
+		       size_t why_len)
 {
-	for (uint32_t i = 0; i < h->n_specials; i++) {
-		uint32_t id = t->specials[i], len;
-		uint8_t first;
+	const char *name = kind == VOCAB_SPECIAL ? "special" : "added";
 
-		if (id >= h->n_tokens || symbol_kind(t, id) != VOCAB_SPECIAL)
-			return refuse(why, why_len, "token %u stands among the special ones", id);
-		if (i && text_order(t, t->specials[i - 1], id) >= 0)
-			return refuse(why, why_len, "special token %u is out of order", id);
-		first = *symbol_text(t, id, &len);
-		t->special_first[first / 32] |= 1u << first % 32;
+	for (uint32_t i = 0; i < x->n; i++) {
+		uint32_t id = x->ids[i], len;
+		const uint8_t *text;
+
+		if (id >= t->facts.n_tokens || symbol_kind(t, id) != kind)
+			return refuse(why, why_len, "token %u stands among the %s ones", id, name);
+		if (i && text_order(t, x->ids[i - 1], id) >= 0)
+			return refuse(why, why_len, "%s token %u is out of order", name, id);
+		text = symbol_text(t, id, &len);
+		x->first[text[0] / 32] |= 1u << text[0] % 32;
+		if (len == 1)
+			x->alone[text[0] / 32] |= 1u << text[0] % 32;
+		else
+			x->second[text[1] / 32] |= 1u << text[1] % 32;
 	}
 	return 0;
 }
@@ -269,6 +284,7 @@ static void set_facts(struct tokenizer *t, const struct tokenizer_header *h)
 		.n_tokens = h->n_tokens,
 		.n_merges = h->n_merges,
 		.n_specials = h->n_specials,
+		.n_added = h->n_added,
 		.bos = h->bos,
 		.eos = h->eos,
 		.unk = h->unk,
@@ -306,7 +322,10 @@ int tokenizer_open(const void *section, size_t bytes, struct tokenizer **out, ch
 	t->byte_id = (const uint32_t *)(const void *)(t->base + l.bytes);
 	t->joints = t->base + l.joints;
 	t->tokens = (const uint32_t *)(const void *)(t->base + l.tokens);
-	t->specials = (const uint32_t *)(const void *)(t->base + l.specials);
+	t->specials = (struct texts){ (const uint32_t *)(const void *)(t->base + l.specials),
+				      h->n_specials, { 0 }, { 0 }, { 0 } };
+	t->added = (struct texts){ (const uint32_t *)(const void *)(t->base + l.added), h->n_added,
+				   { 0 }, { 0 }, { 0 } };
 	t->words = (const uint32_t *)(const void *)(t->base + l.words);
 	t->pairs = (const struct tokenizer_pair *)(const void *)(t->base + l.pairs);
 	t->text = t->base + l.text;
@@ -319,7 +338,9 @@ int tokenizer_open(const void *section, size_t bytes, struct tokenizer **out, ch
 	if (!err)
 		err = check_bytes(t, h, why, why_len);
 	if (!err)
-		err = check_specials(t, h, why, why_len);
+		err = check_texts(t, &t->specials, VOCAB_SPECIAL, why, why_len);
+	if (!err)
+		err = check_texts(t, &t->added, VOCAB_ADDED, why, why_len);
 	if (!err)
 		err = check_words(t, h, why, why_len);
 	if (!err)
@@ -370,7 +391,7 @@ static uint32_t special_from(const struct tokenizer *t, const uint8_t *text, siz
 
 	while (low < high) {
 		uint32_t middle = low + (high - low) / 2;
-		const uint8_t *s = symbol_text(t, t->specials[middle], &len);
+		const uint8_t *s = symbol_text(t, t->specials.ids[middle], &len);
 		int order = memcmp(s, text, len < n ? len : n);
 
 		if (order < 0 || (order == 0 && len < n))
@@ -381,6 +402,11 @@ static uint32_t special_from(const struct tokenizer *t, const uint8_t *text, siz
 	return low;
 }
 
+size_t tokenizer_bound(const struct tokenizer *t, size_t len)
+{
+	return (t->facts.flags & VOCAB_NFC ? NFC_GROWTH * len : len) + 2;
+}
+
 uint32_t tokenizer_special(const struct tokenizer *t, const char *text, size_t len)
 {
 	uint32_t at = special_from(t, (const uint8_t *)text, len), n;
@@ -388,6 +414,6 @@ uint32_t tokenizer_special(const struct tokenizer *t, const char *text, size_t l
 
 	if (!len || at == t->facts.n_specials)
 		return VOCAB_NO_ID;
-	s = symbol_text(t, t->specials[at], &n);
-	return n == len && memcmp(s, text, len) == 0 ? t->specials[at] : VOCAB_NO_ID;
+	s = symbol_text(t, t->specials.ids[at], &n);
+	return n == len && memcmp(s, text, len) == 0 ? t->specials.ids[at] : VOCAB_NO_ID;
 }

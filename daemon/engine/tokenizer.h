@@ -39,12 +39,17 @@ struct tokenizer_scratch *tokenizer_scratch_free(struct tokenizer_scratch *s);
  * a longer one. What the original tokenizers lose is lost here as well: U+2581 is a space to
  * VOCAB_SPM; bytes that no character has, in a VOCAB_BYTES vocabulary without tokens for them
  * (StarCoder's), give nothing. VOCAB_SPM puts its space before each stretch between special tokens.
+ * With VOCAB_NFC the tokens spell the text in NFC, which is up to three times as long; what is not
+ * UTF-8 stays as it is.
  *
  * At most cap ids are stored, *n says how many there are. 0; -EFBIG: longer than the scratch; -ENOSPC: more than cap
  * (then *n is what is needed and ids holds the first cap).
  */
 int tokenizer_encode(const struct tokenizer *t, struct tokenizer_scratch *s, const char *text,
 		     size_t len, unsigned flags, uint32_t *ids, size_t cap, size_t *n);
+
+/* The most ids that a text of len bytes gives, chat templates aside. */
+size_t tokenizer_bound(const struct tokenizer *t, size_t len);
 
 /* What a token is. text: its bytes, in the section. An id out of range has len 0, VOCAB_UNUSED. */
 struct tokenizer_token {
@@ -56,7 +61,7 @@ struct tokenizer_token tokenizer_token(const struct tokenizer *t, uint32_t id);
 
 struct tokenizer_facts {
 	uint32_t kind, rule, flags; /* VOCAB_* */
-	uint32_t n_tokens, n_merges, n_specials;
+	uint32_t n_tokens, n_merges, n_specials, n_added;
 	uint32_t bos, eos, unk;
 	uint32_t n_stops;
 	const uint32_t *stops;

@@ -6,6 +6,9 @@
  * holds their ids. Next come the words that are one token, a lookup in the section; what is left is
  * merged.
  *
+ * A vocabulary may want its text in NFC first, and have tokens that are taken whole wherever they
+ * stand in it: what lies between these is cut by the rule, each stretch by itself.
+ *
  * A long piece is cut before merging where no token reaches across, and so is a whole SentencePiece
  * text, which has no rule: these cuts change nothing in the result and keep the pieces small.
  */
@@ -14,6 +17,7 @@
 #include <string.h>
 #include <sys/mman.h>
 #include "bpe.h"
+#include "nfc.h"
 #include "pretok.h"
 #include "tokenizer.h"
 
@@ -36,16 +40,19 @@ struct tokenizer_scratch {
 	struct cached *cache; /* 1 << CACHE_BITS, of the tokenizer with this serial number */
 	uint64_t serial;
 	struct bpe_room room;
-	uint8_t *text; /* VOCAB_SPM: as it is encoded */
+	struct nfc_room nfc;
+	uint8_t *text; /* as it is encoded: VOCAB_SPM, VOCAB_NFC */
 };
 
-/* A text of VOCAB_SPM may get a space; offsets in it are 32 bits wide. */
-#define SCRATCH_MAX ((size_t)1 << 30)
+/* A text may get a space, or grow in NFC; the room has two entries a byte, by 32-bit numbers. */
+#define SCRATCH_MAX ((size_t)1 << 29)
+_Static_assert(2 * NFC_GROWTH * (SCRATCH_MAX + 2) < UINT32_MAX, "entries have numbers");
 
 struct tokenizer_scratch *tokenizer_scratch_new(size_t max_bytes)
 {
 	struct tokenizer_scratch *s;
-	size_t at = 0, cache, node, entry, run, heap, text, n = max_bytes + 2;
+	size_t at = 0, n = NFC_GROWTH * max_bytes + 2, codes = nfc_room(max_bytes);
+	size_t cache, node, entry, run, heap, text, code, sorted;
 
 	if (max_bytes > SCRATCH_MAX)
 		return NULL;
@@ -58,6 +65,8 @@ struct tokenizer_scratch *tokenizer_scratch_new(size_t max_bytes)
 	run = tokenizer_part(&at, 2 * n * sizeof(struct bpe_run));
 	heap = tokenizer_part(&at, 2 * n * sizeof(struct bpe_heap));
 	text = tokenizer_part(&at, n);
+	code = tokenizer_part(&at, codes * sizeof(int32_t));
+	sorted = tokenizer_part(&at, codes * sizeof(int32_t));
 	s->max_bytes = max_bytes;
 	s->map_bytes = at;
 	s->map = mmap(NULL, at, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE,
@@ -72,6 +81,8 @@ struct tokenizer_scratch *tokenizer_scratch_new(size_t max_bytes)
 	s->room.run = (void *)((uint8_t *)s->map + run);
 	s->room.heap = (void *)((uint8_t *)s->map + heap);
 	s->text = (uint8_t *)s->map + text;
+	s->nfc.code = (void *)((uint8_t *)s->map + code);
+	s->nfc.sorted = (void *)((uint8_t *)s->map + sorted);
 	return s;
 }
 
@@ -201,6 +212,80 @@ static size_t spell(const uint8_t *p, size_t len, uint8_t *out)
 	return n;
 }
 
+/* Of the texts from low to high, which agree in their first i bytes and are longer: the first
+ * whose next byte is not below this one. */
+static uint32_t narrow(const struct tokenizer *t, const struct texts *x, uint32_t low,
+		       uint32_t high, size_t i, unsigned byte)
+{
+	uint32_t size;
+
+	while (low < high) {
+		uint32_t middle = low + (high - low) / 2;
+
+		if (symbol_text(t, x->ids[middle], &size)[i] < byte)
+			low = middle + 1;
+		else
+			high = middle;
+	}
+	return low;
+}
+
+static bool has(const uint32_t set[8], uint8_t byte)
+{
+	return set[byte / 32] >> byte % 32 & 1;
+}
+
+/* The token with the longest text that p begins with. */
+static uint32_t text_at(const struct tokenizer *t, const struct texts *x, const uint8_t *p,
+			size_t len, size_t *n)
+{
+	uint32_t low = 0, high = x->n, found = VOCAB_NO_ID, size;
+
+	if (!has(x->alone, p[0]) && (len < 2 || !has(x->second, p[1])))
+		return VOCAB_NO_ID;
+	/* Those that agree with p in the first i bytes, those that end there first. */
+	for (size_t i = 0; low < high; i++) {
+		for (; low < high && (symbol_text(t, x->ids[low], &size), size == i); low++) {
+			if (*n != i || found == VOCAB_NO_ID)
+				found = x->ids[low];
+			*n = i;
+		}
+		if (i == len)
+			break;
+		low = narrow(t, x, low, high, i, p[i]);
+		high = narrow(t, x, low, high, i, p[i] + 1u);
+	}
+	return found;
+}
+
+/* The first such token from p[*at] on, *at moved to it; VOCAB_NO_ID, and *at is len. */
+static uint32_t next_text(const struct tokenizer *t, const struct texts *x, const uint8_t *p,
+			  size_t len, size_t *at, size_t *n)
+{
+	uint32_t id = VOCAB_NO_ID;
+
+	for (; *at < len; ++*at) {
+		if (!has(x->first, p[*at]))
+			continue;
+		id = text_at(t, x, p + *at, len - *at, n);
+		if (id != VOCAB_NO_ID)
+			break;
+	}
+	return id;
+}
+
+static void encode_added(struct encoder *e, const uint8_t *p, size_t len)
+{
+	for (size_t from = 0, at = 0, n = 0; from < len; from = at += n) {
+		uint32_t id = next_text(e->t, &e->t->added, p, len, &at, &n);
+
+		encode_pieces(e, p + from, at - from);
+		if (id == VOCAB_NO_ID)
+			break;
+		bpe_emit(e->t, id, p + at, n, &e->out);
+	}
+}
+
 /* Text without special tokens. */
 static void encode_stretch(struct encoder *e, const uint8_t *p, size_t len, bool prefix)
 {
@@ -213,67 +298,26 @@ static void encode_stretch(struct encoder *e, const uint8_t *p, size_t len, bool
 		text[0] = ' ';
 		len = spell(p, len, text + prefix) + prefix;
 		p = text;
+	} else if (e->t->facts.flags & VOCAB_NFC && !nfc_plain(p, len)) {
+		len = nfc(p, len, &e->s->nfc, text);
+		p = text;
 	}
-	encode_pieces(e, p, len);
-}
-
-/* Of the specials from low to high, which agree in their first i bytes and are longer: the first
- * whose next byte is not below this one. */
-static uint32_t narrow(const struct tokenizer *t, uint32_t low, uint32_t high, size_t i,
-		       unsigned byte)
-{
-	uint32_t size;
-
-	while (low < high) {
-		uint32_t middle = low + (high - low) / 2;
-
-		if (symbol_text(t, t->specials[middle], &size)[i] < byte)
-			low = middle + 1;
-		else
-			high = middle;
-	}
-	return low;
-}
-
-/* The longest special token that p begins with. */
-static uint32_t special_at(const struct tokenizer *t, const uint8_t *p, size_t len, size_t *n)
-{
-	uint32_t low = 0, high = t->facts.n_specials, found = VOCAB_NO_ID, size;
-
-	if (!(t->special_first[*p / 32] >> *p % 32 & 1))
-		return VOCAB_NO_ID;
-	/* Those that agree with p in the first i bytes, those that end there first. */
-	for (size_t i = 0; low < high; i++) {
-		for (; low < high && (symbol_text(t, t->specials[low], &size), size == i); low++) {
-			if (*n != i || found == VOCAB_NO_ID)
-				found = t->specials[low];
-			*n = i;
-		}
-		if (i == len)
-			break;
-		low = narrow(t, low, high, i, p[i]);
-		high = narrow(t, low, high, i, p[i] + 1u);
-	}
-	return found;
+	if (e->t->added.n)
+		encode_added(e, p, len);
+	else
+		encode_pieces(e, p, len);
 }
 
 static void encode_special(struct encoder *e, const uint8_t *p, size_t len, bool prefix, bool first)
 {
-	size_t from = 0, n = 0;
+	for (size_t from = 0, at = 0, n = 0; from < len; from = at += n) {
+		uint32_t id = next_text(e->t, &e->t->specials, p, len, &at, &n);
 
-	for (size_t at = 0; at < len;) {
-		uint32_t id = special_at(e->t, p + at, len - at, &n);
-
-		if (id == VOCAB_NO_ID) {
-			at++;
-			continue;
-		}
 		encode_stretch(e, p + from, at - from, prefix && (first || from));
+		if (id == VOCAB_NO_ID)
+			break;
 		bpe_emit(e->t, id, p + at, n, &e->out);
-		at += n;
-		from = at;
 	}
-	encode_stretch(e, p + from, len - from, prefix && (first || from));
 }
 
 int tokenizer_encode(const struct tokenizer *t, struct tokenizer_scratch *s, const char *text,

@@ -10,9 +10,10 @@
  *                VOCAB_SPM with an unknown token; bytes that no character has (see utf8.h)
  *      joints    uint8_t[8192]: bit x * 256 + y is set when some merge can bring byte y behind byte x;
  *                where it is not set no token reaches across, and a text may be cut before merging
- *      tokens    uint32_t[n_symbols + 1]: 30 bits where the text begins, 2 bits VOCAB_NORMAL...; the
+ *      tokens    uint32_t[n_symbols + 1]: 29 bits where the text begins, 3 bits VOCAB_NORMAL...; the
  *                last one is the end of all texts. Ids from n_tokens up are hidden: see vocab.h
  *      specials  uint32_t[n_specials]: ids, by text, then id
+ *      added     uint32_t[n_added]: ids of kind VOCAB_ADDED, in the same order
  *      words     uint32_t[word_slots]: texts that as a piece become one token: 20 bits id, 12 bits
  *                of the text's hash; WORD_EMPTY
  *      pairs     struct tokenizer_pair[pair_slots]: merges, by the hash of their two ids
@@ -31,10 +32,11 @@
 _Static_assert(__BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__, "the section is used as it lies");
 
 #define TOKENIZER_MAGIC	  "OBMTOKEN"
-#define TOKENIZER_VERSION 1u
+#define TOKENIZER_VERSION 2u
 #define TOKENIZER_RUN_MAX 512u
 #define TOKENIZER_JOINTS  8192u
-#define TOKENIZER_TEXT_MAX (1u << 30)
+#define TOKENIZER_TEXT_BITS 29
+#define TOKENIZER_TEXT_MAX (1u << TOKENIZER_TEXT_BITS)
 #define TOKENIZER_TEXT_TAIL 16u /* so many bytes can be read from the begin of each text */
 #define TOKENIZER_ID_BITS 20
 #define TOKENIZER_ID_MASK ((1u << TOKENIZER_ID_BITS) - 1)
@@ -54,7 +56,8 @@ struct tokenizer_header {
 	uint32_t n_stops;
 	uint32_t stops[VOCAB_STOPS_MAX];
 	char chat[32];
-	uint32_t reserved[20]; /* zero */
+	uint32_t n_added;
+	uint32_t reserved[19]; /* zero */
 };
 _Static_assert(sizeof(struct tokenizer_header) == 256, "part of the format");
 
@@ -66,7 +69,7 @@ struct tokenizer_pair {
 _Static_assert(sizeof(struct tokenizer_pair) == 12, "part of the format");
 
 struct tokenizer_layout {
-	size_t bytes, joints, tokens, specials, words, pairs, scores, text, end;
+	size_t bytes, joints, tokens, specials, added, words, pairs, scores, text, end;
 };
 
 static inline size_t tokenizer_part(size_t *at, size_t bytes)
@@ -87,6 +90,7 @@ static inline struct tokenizer_layout tokenizer_layout(const struct tokenizer_he
 	l.joints = tokenizer_part(&at, TOKENIZER_JOINTS);
 	l.tokens = tokenizer_part(&at, ((size_t)h->n_symbols + 1) * sizeof(uint32_t));
 	l.specials = tokenizer_part(&at, (size_t)h->n_specials * sizeof(uint32_t));
+	l.added = tokenizer_part(&at, (size_t)h->n_added * sizeof(uint32_t));
 	l.words = tokenizer_part(&at, (size_t)h->word_slots * sizeof(uint32_t));
 	l.pairs = tokenizer_part(&at, (size_t)h->pair_slots * sizeof(struct tokenizer_pair));
 	l.scores = tokenizer_part(&at, h->kind == VOCAB_SPM ? (size_t)h->n_tokens * sizeof(float) : 0);

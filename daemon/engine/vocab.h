@@ -18,6 +18,7 @@
 #define VOCAB_MERGES_MAX   (1u << 22)
 #define VOCAB_TOKEN_BYTES_MAX 4096u
 #define VOCAB_STOPS_MAX	   16u
+#define VOCAB_ADDED_BYTES_MAX 128u /* they are looked for at each byte of a text */
 
 #define VOCAB_BYTES 1u /* byte-level BPE: text is cut by a rule, pieces start as single bytes */
 #define VOCAB_SPM   2u /* SentencePiece BPE: starts as code points, unknown ones fall back to bytes */
@@ -32,13 +33,16 @@
 #define VOCAB_IGNORE_MERGES 1u /* a piece that is an entry as a whole is taken at once */
 #define VOCAB_DUMMY_PREFIX  2u /* VOCAB_SPM: a space is put before the text */
 #define VOCAB_ADD_BOS	    4u /* encoding a prompt without a template puts bos first */
-#define VOCAB_FLAGS_ALL	    7u
+#define VOCAB_NFC	    8u /* VOCAB_BYTES: text is brought into NFC before anything else */
+#define VOCAB_FLAGS_ALL	    15u
 
 /* In model files: never renumber. */
 #define VOCAB_NORMAL  0u
 #define VOCAB_SPECIAL 1u /* from the template only; never from text */
 #define VOCAB_BYTE    2u /* VOCAB_SPM: one byte, <0x41> */
 #define VOCAB_UNUSED  3u /* an id without a text, or one that no text may become */
+#define VOCAB_ADDED   4u /* VOCAB_BYTES: taken whole wherever it stands, before text is cut */
+#define VOCAB_KINDS   5u
 #define VOCAB_NO_ID   UINT32_MAX
 /*
  * Part of a merge that is a code point without an entry of its own: VOCAB_HIDDEN and up, only in
@@ -103,7 +107,7 @@ size_t vocab_map(const uint8_t *bytes, size_t len, char *out);
 /*
  * What a model needs of it: every id in range, all bytes that text may have reachable (by a token of
  * their own; VOCAB_SPM: or unk; VOCAB_BYTES: but those that no character has), merges that give what
- * their parts spell, specials named by a text. n_tokens may be less than vocab_size (rows of the embedding
+ * their parts spell, specials named by a text, added tokens that text in NFC can hold. n_tokens may be less than vocab_size (rows of the embedding
  * that no id names are filled up as VOCAB_UNUSED by vocab_build()), never more. 0, or -EPROTO and why.
  */
 int vocab_check(struct vocab *v, uint32_t vocab_size, char *why, size_t why_len);

@@ -197,7 +197,7 @@ static void put_tokens(struct build *b)
 		struct vocab_token t = symbol(b, id);
 		uint32_t kind = t.kind == VOCAB_HIDDEN_KIND ? VOCAB_UNUSED : t.kind;
 
-		tokens[id] = kind << 30 | at;
+		tokens[id] = kind << TOKENIZER_TEXT_BITS | at;
 		if (t.len)
 			memcpy(b->section + b->l.text + at, t.text, t.len);
 		at += t.len;
@@ -225,23 +225,24 @@ static int by_text(const void *pa, const void *pb)
 	return order ? order : (a->id > b->id) - (a->id < b->id);
 }
 
-static int put_specials(struct build *b)
+/* The ids of a kind that is looked for in text. */
+static int put_texts(struct build *b, size_t part, uint32_t kind)
 {
-	uint32_t *specials = (uint32_t *)(void *)(b->section + b->l.specials), n = 0;
-	struct named *s = malloc(((size_t)b->h.n_specials + 1) * sizeof(*s));
+	uint32_t *ids = (uint32_t *)(void *)(b->section + part), n = 0;
+	struct named *s = malloc(((size_t)b->h.n_tokens + 1) * sizeof(*s));
 
 	if (!s)
 		return no_memory(b);
 	for (uint32_t id = 0; id < b->v->n_tokens; id++) {
 		struct vocab_token t = b->v->tokens[id];
 
-		if (t.kind == VOCAB_SPECIAL)
+		if (t.kind == kind)
 			s[n++] = (struct named){ t.text, t.len, id };
 	}
 	if (n)
 		qsort(s, n, sizeof(*s), by_text);
 	for (uint32_t i = 0; i < n; i++)
-		specials[i] = s[i].id;
+		ids[i] = s[i].id;
 	free(s);
 	return 0;
 }
@@ -353,6 +354,7 @@ static int set_header(struct build *b, uint32_t vocab_size)
 		text += t.len;
 		h->longest = t.len > h->longest ? t.len : h->longest;
 		h->n_specials += t.kind == VOCAB_SPECIAL;
+		h->n_added += t.kind == VOCAB_ADDED;
 	}
 	if (text >= TOKENIZER_TEXT_MAX)
 		return vocab_fail(b->why, b->why_len, -EPROTO,
@@ -380,7 +382,9 @@ static int make_section(struct build *b)
 		return no_memory(b);
 	put_tokens(b);
 	put_joints(b);
-	err = put_specials(b);
+	err = put_texts(b, b->l.specials, VOCAB_SPECIAL);
+	if (!err)
+		err = put_texts(b, b->l.added, VOCAB_ADDED);
 	if (!err && !(b->h.flags & VOCAB_IGNORE_MERGES))
 		err = reached_words(b);
 	if (err)

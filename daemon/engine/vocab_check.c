@@ -8,6 +8,7 @@
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
+#include "nfc.h"
 #include "utf8.h"
 #include "vocab_private.h"
 
@@ -34,7 +35,7 @@ static int check_facts(const struct vocab *v, uint32_t vocab_size, char *why, si
 				  v->rule, v->kind);
 	if (v->flags & ~VOCAB_FLAGS_ALL ||
 	    (v->flags & VOCAB_DUMMY_PREFIX && v->kind != VOCAB_SPM) ||
-	    (v->flags & VOCAB_IGNORE_MERGES && v->kind != VOCAB_BYTES))
+	    (v->flags & (VOCAB_IGNORE_MERGES | VOCAB_NFC) && v->kind != VOCAB_BYTES))
 		return vocab_fail(why, why_len, -EPROTO,
 				  "the tokenizer has flags %#x, which its kind %u does not "
 				  "have",
@@ -70,20 +71,45 @@ static int check_facts(const struct vocab *v, uint32_t vocab_size, char *why, si
 	return 0;
 }
 
+/* One that text may hold, as it is when it is looked for. */
+static int check_added(const struct vocab *v, uint32_t id, char *why, size_t why_len)
+{
+	int32_t code[2 * VOCAB_ADDED_BYTES_MAX + 4], sorted[2 * VOCAB_ADDED_BYTES_MAX + 4];
+	const struct nfc_room room = { code, sorted };
+	const struct vocab_token *t = &v->tokens[id];
+	uint8_t text[NFC_GROWTH * VOCAB_ADDED_BYTES_MAX];
+
+	if (v->kind != VOCAB_BYTES)
+		return vocab_fail(why, why_len, -EPROTO,
+				  "token %u is to be taken whole from text, which only byte-level "
+				  "BPE does", id);
+	if (t->len > VOCAB_ADDED_BYTES_MAX)
+		return vocab_fail(why, why_len, -EPROTO,
+				  "token %u is to be taken whole from text and has %u bytes; at "
+				  "most %u may be", id, t->len, VOCAB_ADDED_BYTES_MAX);
+	if (v->flags & VOCAB_NFC && (nfc(t->text, t->len, &room, text) != t->len ||
+				     memcmp(text, t->text, t->len) != 0))
+		return vocab_fail(why, why_len, -EPROTO,
+				  "token %u is to be taken whole from text in NFC, which it is "
+				  "not in itself", id);
+	return 0;
+}
+
 static int check_tokens(const struct vocab *v, char *why, size_t why_len)
 {
 	bool has[256] = { false };
 	unsigned n_bytes = 0;
+	int err;
 
 	for (uint32_t id = 0; id < v->n_tokens; id++) {
 		const struct vocab_token *t = &v->tokens[id];
 		bool is_byte = t->kind == (v->kind == VOCAB_SPM ? VOCAB_BYTE : VOCAB_NORMAL) &&
 			       t->len == 1;
 
-		if (t->kind > VOCAB_UNUSED)
+		if (t->kind >= VOCAB_KINDS)
 			return vocab_fail(why, why_len, -EPROTO,
 					  "token %u is of kind %u; 0 to %u are known", id, t->kind,
-					  VOCAB_UNUSED);
+					  VOCAB_KINDS - 1);
 		if (t->len > VOCAB_TOKEN_BYTES_MAX)
 			return vocab_fail(why, why_len, -EPROTO,
 					  "token %u has %u bytes; at most %u may be", id, t->len,
@@ -97,6 +123,8 @@ static int check_tokens(const struct vocab *v, char *why, size_t why_len)
 					  "token %u stands for a byte, but %s", id,
 					  t->len == 1 ? "in byte-level BPE all do"
 						      : "its text is not one byte");
+		if (t->kind == VOCAB_ADDED && (err = check_added(v, id, why, why_len)) != 0)
+			return err;
 		if (!isfinite(t->score))
 			return vocab_fail(why, why_len, -EPROTO, "token %u has score %g", id,
 					  (double)t->score);

@@ -9,7 +9,7 @@
 #include <stdbool.h>
 #include "vocab.h"
 
-#define VOCAB_HIDDEN_KIND 4u /* the kind of what VOCAB_HIDDEN stands for */
+#define VOCAB_HIDDEN_KIND VOCAB_KINDS /* the kind of what VOCAB_HIDDEN stands for */
 
 struct vocab_chunk;
 

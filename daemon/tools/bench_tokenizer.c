@@ -228,7 +228,7 @@ static int make_texts(struct bench *b, const char *path, char *why)
 	}
 	mapped_close(&m);
 	b->scratch = tokenizer_scratch_new(b->len);
-	b->ids = malloc((b->len + 1) * sizeof(*b->ids));
+	b->ids = malloc(tokenizer_bound(b->t, b->len) * sizeof(*b->ids));
 	b->out = malloc(3 * b->len + detok_bound(b->t));
 	if (!b->scratch || !b->ids || !b->out)
 		return fail(why, WHY_MAX, -ENOMEM, "no memory for the tokens");
@@ -264,10 +264,10 @@ static int measure_round(struct bench *b, unsigned round, char *why)
 	/* The prose last: its ids are what is decoded. */
 	for (unsigned i = TEXTS; i-- > 0;) {
 		begin = cpu_seconds();
-		err = tokenizer_encode(b->t, b->scratch, b->text[i], b->len, 0, b->ids, b->len + 1,
-				       &b->n_ids[i]);
+		err = tokenizer_encode(b->t, b->scratch, b->text[i], b->len, 0, b->ids,
+				       tokenizer_bound(b->t, b->len), &b->n_ids[i]);
 		if (err)
-			return fail(why, WHY_MAX, err, "%s became more tokens than it has bytes",
+			return fail(why, WHY_MAX, err, "%s became more tokens than it may",
 				    texts[i].label);
 		b->encode[i].value[round] = mb_per_s(b->len, begin);
 	}

@@ -8,6 +8,7 @@
  * loses precision that is said: note gets a sentence for a person, empty when nothing was lost. s is a
  * source as it is served (served.h), or one that is so already: its q and k split-half, its matrices
  * ternary.
+ * tool_stopped (tool.h) ends them with -EINTR, and nothing is left of what was written.
  */
 
 #include <stdbool.h>

@@ -27,6 +27,7 @@
 #include "mapped.h"
 #include "output.h"
 #include "packed.h"
+#include "read.h"
 #include "rope.h"
 #include "served.h"
 
@@ -335,6 +336,8 @@ static void note_peers(struct job *j)
 			    "SiLU for ReLU2.");
 	if (j->is_llama && a->activation != OBM_ACT_SILU)
 		add_note(j, "Peers will take SiLU for ReLU2 in a model without sub-norms.");
+	if (j->s->vocab->flags & VOCAB_NFC)
+		add_note(j, "Peers will not bring texts into NFC, as this tokenizer wants it.");
 }
 
 /* ---- the data -------------------------------------------------------------------------------- */
@@ -445,7 +448,10 @@ static int write_tensor(struct job *j, const struct tensor *t, double whole)
 	for (uint32_t row = 0; row < t->from->rows && !err; row += PACKED_ROWS) {
 		uint32_t n = t->from->rows - row < PACKED_ROWS ? t->from->rows - row : PACKED_ROWS;
 
-		err = has_codes(t) ? write_codes(j, t, row, n) : write_floats(j, t, row, n);
+		if (tool_stopped)
+			err = -EINTR;
+		else
+			err = has_codes(t) ? write_codes(j, t, row, n) : write_floats(j, t, row, n);
 		/* An embedding's pages would else be all in memory at its end. */
 		since += (uint64_t)n * t->from->cols;
 		if (since >= FORGET_ELEMENTS && j->s->ops->done) {
@@ -479,6 +485,19 @@ static int write_all(struct job *j)
 	return err ? err : output_commit(j->out, j->why, j->why_len);
 }
 
+/* By their type alone, readers could not tell these from special tokens. */
+static int check_vocab(const struct vocab *v, char *why, size_t why_len)
+{
+	for (uint32_t id = 0; id < v->n_tokens; id++)
+		if (v->tokens[id].kind == VOCAB_ADDED &&
+		    read_is_markup(v->tokens[id].text, v->tokens[id].len))
+			return fail(why, why_len, -ENOTSUP,
+				    "token %u, '%s', is taken whole from text; readers of GGUF "
+				    "would take it for a special one by its form",
+				    id, read_shown(v->tokens[id].text, v->tokens[id].len).text);
+	return 0;
+}
+
 int export_gguf(struct source *s, const char *path, bool replace, struct progress *p, char *note,
 		size_t note_len, char *why, size_t why_len)
 {
@@ -493,7 +512,9 @@ int export_gguf(struct source *s, const char *path, bool replace, struct progres
 		return fail(why, why_len, -ENOENT,
 			    "a GGUF file has its vocabulary inside, and there is none: %s",
 			    s->no_vocab);
-	err = served_new(s, &j.s, why, why_len);
+	err = check_vocab(s->vocab, why, why_len);
+	if (!err)
+		err = served_new(s, &j.s, why, why_len);
 	if (err)
 		return err;
 	j.is_llama = !source_find(s, OBM_ATTN_SUB_NORM, 0);

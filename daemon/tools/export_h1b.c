@@ -77,6 +77,9 @@ static int check_vocab(const struct source *s, char *why, size_t why_len)
 		return fail(why, why_len, -ENOTSUP, "the vocabulary is not for Llama 3's rule of "
 			    "cutting text; .htok has no place for a rule, and its readers take "
 			    "that one");
+	if (v->flags & VOCAB_NFC)
+		return fail(why, why_len, -ENOTSUP, "the vocabulary wants its texts in NFC; readers "
+			    "of .htok take them as they are");
 	if (v->bos == VOCAB_NO_ID || v->eos == VOCAB_NO_ID)
 		return fail(why, why_len, -ENOTSUP, "the vocabulary has no %s token; .htok must "
 			    "name one",
@@ -86,6 +89,10 @@ static int check_vocab(const struct source *s, char *why, size_t why_len)
 		const struct vocab_token *t = &v->tokens[id];
 		bool special = t->kind == VOCAB_SPECIAL;
 
+		if (t->kind == VOCAB_ADDED)
+			return fail(why, why_len, -ENOTSUP, "token %u, '%.*s', is taken whole from "
+				    "text, before it is cut; .htok has no place for that", id,
+				    (int)t->len, (const char *)t->text);
 		if (t->kind == VOCAB_UNUSED || id == v->bos || id == v->eos ||
 		    special == has_special_form(t))
 			continue;
@@ -168,7 +175,7 @@ static void describe_loss(const struct source *s, char *note, size_t note_len)
 
 static int put(struct job *j, const void *data, size_t len)
 {
-	int err = output_write(j->out, data, len, j->why, j->why_len);
+	int err = tool_stopped ? -EINTR : output_write(j->out, data, len, j->why, j->why_len);
 
 	if (!err)
 		progress_at(j->progress, (uint64_t)((double)output_bytes(j->out) /

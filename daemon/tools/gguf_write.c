@@ -192,6 +192,8 @@ static uint32_t type_of(const struct vocab *v, uint32_t id)
 		return id == v->unk ? 2 : 3;
 	case VOCAB_BYTE:
 		return 6;
+	case VOCAB_ADDED:
+		return 4;
 	default:
 		return 1;
 	}
@@ -295,7 +297,9 @@ int gguf_put_vocab(struct gguf_head *h, const struct vocab *v, uint32_t vocab_si
 	if (!text)
 		return -ENOMEM;
 	gguf_put_text(h, KEY("model"), is_bytes ? "gpt2" : "llama");
-	gguf_put_text(h, KEY("pre"), pre[v->rule]);
+	/* GPT-NeoX's tokenizer, by the name that it has with peers. */
+	gguf_put_text(h, KEY("pre"),
+		      v->rule == VOCAB_RULE_GPT2 && v->flags & VOCAB_NFC ? "mpt" : pre[v->rule]);
 	gguf_put_array(h, KEY("tokens"), GGUF_STRING, vocab_size);
 	for (uint32_t id = 0; id < vocab_size; id++)
 		gguf_put_string(h, text, spell(v, id, text));

@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: MIT */
 /*
- * Input files in memory. Everything that reads a stranger's file goes through a mapping, whose length is
- * the file's, and a cursor that knows where it ends: a size in a file can ask for more than there is, and
- * gets nothing.
+ * Input files in memory. Everything that reads a stranger's file goes through a mapping, whose
+ * length is the file's, and a cursor that knows where it ends: a size in a file can ask for more
+ * than there is, and gets nothing.
  *
  * The half conversions are integer arithmetic and one exact multiplication, so that compilers make
  * vector code of a loop over them and no machine rounds differently.
@@ -40,7 +40,8 @@ int mapped_open(const char *path, struct mapped *m, char *why, size_t why_len)
 	/* Not to wait for the other end of a pipe: it is refused below. */
 	fd = open(path, O_RDONLY | O_CLOEXEC | O_NOCTTY | O_NONBLOCK);
 	if (fd < 0)
-		return fail(why, why_len, -errno, "%s: cannot be opened: %s", path, strerror(errno));
+		return fail(why, why_len, -errno, "%s: cannot be opened: %s", path,
+			    strerror(errno));
 	if (fstat(fd, &st)) {
 		err = fail(why, why_len, -errno, "%s: cannot be read: %s", path, strerror(errno));
 		goto out;
@@ -50,8 +51,10 @@ int mapped_open(const char *path, struct mapped *m, char *why, size_t why_len)
 		goto out;
 	}
 	if (!S_ISREG(st.st_mode)) {
-		err = fail(why, why_len, -EINVAL, "%s: is not a regular file, so it cannot be mapped; "
-			   "copy its content into one", path);
+		err = fail(why, why_len, -EINVAL,
+			   "%s: is not a regular file, so it cannot be mapped; "
+			   "copy its content into one",
+			   path);
 		goto out;
 	}
 	if (!st.st_size) {
@@ -92,7 +95,9 @@ void mapped_forget(const struct mapped *m, uint64_t offset, uint64_t bytes)
 	if (offset >= m->bytes)
 		return;
 	end = bytes < m->bytes - offset ? offset + bytes : m->bytes;
-	/* Who reads front to back comes here again: the page at the end goes with the next range. */
+	/*
+	 * Who reads front to back comes here again: the page at the end goes with the next range.
+	 */
 	offset -= offset % page;
 	if (end < m->bytes)
 		end -= end % page;

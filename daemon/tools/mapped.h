@@ -3,8 +3,9 @@
 #define MAPPED_H
 
 /*
- * An input file in memory, and a cursor that cannot leave it. The file is mapped read-only; one that
- * shrinks while it is read ends the tool with a sentence (tool.c catches SIGBUS), not with a wrong model.
+ * An input file in memory, and a cursor that cannot leave it. The file is mapped read-only; one
+ * that shrinks while it is read ends the tool with a sentence (tool.c catches SIGBUS), not with a
+ * wrong model.
  */
 
 #include <stdbool.h>
@@ -38,9 +39,9 @@ double cursor_f64(struct cursor *c);
 /* len bytes where they lie; NULL when they are not there (len 0: a valid pointer). */
 const uint8_t *cursor_bytes(struct cursor *c, uint64_t len);
 
-float half_to_float(uint16_t bits);  /* binary16, exact */
+float half_to_float(uint16_t bits); /* binary16, exact */
 float bf16_to_float(uint16_t bits);
-uint16_t float_to_half(float f);     /* round to nearest even; overflow is infinity */
+uint16_t float_to_half(float f); /* round to nearest even; overflow is infinity */
 uint16_t float_to_bf16(float f);
 
 /* snprintf into why, then err: `return fail(why, why_len, -EPROTO, "...", ...)`. */

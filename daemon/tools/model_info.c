@@ -164,12 +164,12 @@ static const char *rule_name(const struct vocab *v)
 	return v->rule < VOCAB_RULE_COUNT ? rules[v->rule] : "?";
 }
 
-static uint32_t specials(const struct vocab *v)
+static uint32_t of_kind(const struct vocab *v, uint32_t kind)
 {
 	uint32_t n = 0;
 
 	for (uint32_t i = 0; i < v->n_tokens; i++)
-		n += v->tokens[i].kind == VOCAB_SPECIAL;
+		n += v->tokens[i].kind == kind;
 	return n;
 }
 
@@ -244,9 +244,12 @@ static void print_vocab(const struct source *s)
 		putchar('\n');
 		return;
 	}
-	printf("%-18s%s, rule %s, %u tokens, %u merges, %u special", "tokenizer",
+	printf("%-18s%s, rule %s%s, %u tokens, %u merges, %u special", "tokenizer",
 	       v->kind == VOCAB_SPM ? "SentencePiece BPE" : "byte-level BPE", rule_name(v),
-	       v->n_tokens, v->n_merges, specials(v));
+	       v->flags & VOCAB_NFC ? " on NFC" : "", v->n_tokens, v->n_merges,
+	       of_kind(v, VOCAB_SPECIAL));
+	if (of_kind(v, VOCAB_ADDED))
+		printf(", %u taken whole", of_kind(v, VOCAB_ADDED));
 	if (v->n_tokens < s->arch.vocab)
 		printf(" (%u rows of the embedding have no token)", s->arch.vocab - v->n_tokens);
 	putchar('\n');
@@ -330,8 +333,8 @@ static void print_text(const struct info *n)
 		model_hex(n->obm->header->signer, hex);
 		printf("%-18s%s%s\n", "signature", is_signed(n->obm) ? "by " : "none",
 		       is_signed(n->obm) ? hex : "");
-		if (is_signed(n->obm))
-			printf("%-18snot checked here; `onebit model verify` does\n", "");
+		printf("%-18sthe weights%s were not read; `onebit model verify` checks every byte\n",
+		       "checksum", is_signed(n->obm) ? " and the signature" : "");
 	} else {
 		printf("%-18snone in this format\n", "checksum");
 	}
@@ -355,10 +358,12 @@ static json_t *vocab_json(const struct source *s)
 
 	if (!v)
 		return json_null();
-	o = json_pack("{s:s, s:s, s:i, s:i, s:i, s:b}", "kind",
+	o = json_pack("{s:s, s:s, s:i, s:i, s:i, s:i, s:b, s:b}", "kind",
 		      v->kind == VOCAB_SPM ? "sentencepiece" : "bytes", "rule", rule_name(v),
 		      "tokens", (int)v->n_tokens, "merges", (int)v->n_merges, "specials",
-		      (int)specials(v), "ignore_merges", !!(v->flags & VOCAB_IGNORE_MERGES));
+		      (int)of_kind(v, VOCAB_SPECIAL), "added", (int)of_kind(v, VOCAB_ADDED),
+		      "ignore_merges", !!(v->flags & VOCAB_IGNORE_MERGES), "nfc",
+		      !!(v->flags & VOCAB_NFC));
 	if (o)
 		put_text(o, "template", v->chat, sizeof(v->chat));
 	return o;
@@ -446,7 +451,7 @@ int model_info(int argc, char **argv)
 		MODEL_OPTIONS,
 		{ 0 },
 	};
-	struct source_options o = { 0 };
+	struct source_options o = { .unchecked = true };
 	struct info n = { 0 };
 	char why[512];
 	bool json = false;

@@ -100,7 +100,7 @@ static int verify(const char *path, const uint8_t *key, bool json)
 	if (fd < 0)
 		return tool_fail(verify_verb, STATUS_FAILED, "%s: cannot be opened: %s", path,
 				 strerror(errno));
-	if (obm_open(fd, OBM_UNCHECKED, tool_threads(), &o, why, sizeof(why)) ||
+	if (obm_open(fd, OBM_UNCHECKED | OBM_FORGET, tool_threads(), &o, why, sizeof(why)) ||
 	    obm_verify(o, key, tool_threads(), &v, why, sizeof(why)))
 		status = tell_bad(path, why, json);
 	else
@@ -243,7 +243,7 @@ static int check_before(const char *path, int fd)
 	struct obm_verdict v;
 	struct obm *o = NULL;
 	char why[512];
-	int err = obm_open(fd, OBM_UNCHECKED, tool_threads(), &o, why, sizeof(why));
+	int err = obm_open(fd, OBM_UNCHECKED | OBM_FORGET, tool_threads(), &o, why, sizeof(why));
 
 	if (!err)
 		err = obm_verify(o, NULL, tool_threads(), &v, why, sizeof(why));

@@ -1,13 +1,14 @@
 /* SPDX-License-Identifier: MIT */
 /*
- * Files that appear whole or not at all. The bytes go into a file that has no name yet, so a process that
- * dies, by any signal, leaves nothing behind: the system frees what nobody can find. When everything is
- * there it is made durable first, then linked; a rename is one step for everybody who looks.
+ * Files that appear whole or not at all. The bytes go into a file that has no name yet, so a
+ * process that dies, by any signal, leaves nothing behind: the system frees what nobody can find.
+ * When everything is there it is made durable first, then linked; a rename is one step for
+ * everybody who looks.
  *
- * Where a file without a name cannot be (some network and stacked file systems, or no /proc to link it
- * by) it has a hidden one beside the target: `.NAME.` and sixteen digits. The target is as safe, but who is
- * killed leaves that file. Replacing an existing file takes a hidden name also, between the last two
- * system calls, because linking does not replace.
+ * Where a file without a name cannot be (some network and stacked file systems, or no /proc to link
+ * it by) it has a hidden one beside the target: `.NAME.` and sixteen digits. The target is as safe,
+ * but who is killed leaves that file. Replacing an existing file takes a hidden name also, between
+ * the last two system calls, because linking does not replace.
  */
 #include "output.h"
 
@@ -27,13 +28,14 @@
 
 struct output {
 	int dir, fd;
-	char *path;	/* for sentences */
-	char *name;	/* the target's, in dir */
-	char *hidden;	/* in dir; NULL while the file has no name */
+	char *path;   /* for sentences */
+	char *name;   /* the target's, in dir */
+	char *hidden; /* in dir; NULL while the file has no name */
 	bool replace;
-	int err;	/* of the first step that failed: no later one may succeed */
+	int err; /* of the first step that failed: no later one may succeed */
 	mode_t mode;
-	uint64_t written, started; /* bytes that the system has; of these, on their way to the disk */
+	uint64_t written,
+		started; /* bytes that the system has; of these, on their way to the disk */
 	uint64_t reserved;
 	size_t n_buffer;
 	uint8_t *buffer;
@@ -43,8 +45,9 @@ static int failed(struct output *o, int err, const char *what, char *why, size_t
 {
 	o->err = err;
 	if (err == -ENOSPC || err == -EDQUOT)
-		return fail(why, why_len, err, "%s: %s after %llu bytes: %s; nothing was left behind", o->path,
-			    what, (unsigned long long)o->written, strerror(-err));
+		return fail(why, why_len, err,
+			    "%s: %s after %llu bytes: %s; nothing was left behind", o->path, what,
+			    (unsigned long long)o->written, strerror(-err));
 	return fail(why, why_len, err, "%s: %s: %s", o->path, what, strerror(-err));
 }
 
@@ -59,8 +62,8 @@ static char *hidden_name(const char *name)
 		return NULL;
 	}
 	/* A long name must stay one that the file system takes: 255 bytes with ours around it. */
-	sprintf(s, ".%.220s.%02x%02x%02x%02x%02x%02x%02x%02x", name, random[0], random[1], random[2],
-		random[3], random[4], random[5], random[6], random[7]);
+	sprintf(s, ".%.220s.%02x%02x%02x%02x%02x%02x%02x%02x", name, random[0], random[1],
+		random[2], random[3], random[4], random[5], random[6], random[7]);
 	return s;
 }
 
@@ -130,17 +133,22 @@ int output_new(const char *path, bool replace, struct output **out, char *why, s
 	if (err == -EISDIR)
 		fail(why, why_len, err, "%s: names a folder; give the file's name", path);
 	else if (err)
-		fail(why, why_len, err, "%s: its folder cannot be opened: %s", path, strerror(-err));
+		fail(why, why_len, err, "%s: its folder cannot be opened: %s", path,
+		     strerror(-err));
 	if (err)
 		goto out;
 	if (!fstatat(o->dir, o->name, &st, AT_SYMLINK_NOFOLLOW)) {
 		if (S_ISDIR(st.st_mode))
-			err = fail(why, why_len, -EISDIR, "%s: is a folder; give the file's name", path);
+			err = fail(why, why_len, -EISDIR, "%s: is a folder; give the file's name",
+				   path);
 		else if (!S_ISREG(st.st_mode) && !S_ISLNK(st.st_mode))
-			err = fail(why, why_len, -EINVAL, "%s: is not a regular file; give another name", path);
+			err = fail(why, why_len, -EINVAL,
+				   "%s: is not a regular file; give another name", path);
 		else if (!replace)
-			err = fail(why, why_len, -EEXIST, "%s: exists already; remove it or choose another "
-				   "name", path);
+			err = fail(why, why_len, -EEXIST,
+				   "%s: exists already; remove it or choose another "
+				   "name",
+				   path);
 		if (err)
 			goto out;
 		/* Who had made it private finds it private. */
@@ -219,7 +227,8 @@ static int flush(struct output *o, char *why, size_t why_len)
 
 static int again(const struct output *o, char *why, size_t why_len)
 {
-	return fail(why, why_len, o->err, "%s: an earlier step failed: %s", o->path, strerror(-o->err));
+	return fail(why, why_len, o->err, "%s: an earlier step failed: %s", o->path,
+		    strerror(-o->err));
 }
 
 int output_write(struct output *o, const void *data, size_t len, char *why, size_t why_len)
@@ -274,8 +283,10 @@ int output_reserve(struct output *o, uint64_t bytes, char *why, size_t why_len)
 		return 0;
 	if (err) {
 		o->err = err;
-		return fail(why, why_len, err, "%s: there is no room for %llu bytes: %s; free some or write "
-			    "elsewhere", o->path, (unsigned long long)bytes, strerror(-err));
+		return fail(why, why_len, err,
+			    "%s: there is no room for %llu bytes: %s; free some or write "
+			    "elsewhere",
+			    o->path, (unsigned long long)bytes, strerror(-err));
 	}
 	o->reserved = bytes;
 	return 0;
@@ -333,24 +344,29 @@ int output_commit(struct output *o, char *why, size_t why_len)
 	if (err)
 		return err;
 	/* More was reserved than was written: the rest goes back. */
-	if (!fstat(o->fd, &st) && o->reserved > (uint64_t)st.st_size && ftruncate(o->fd, st.st_size))
+	if (!fstat(o->fd, &st) && o->reserved > (uint64_t)st.st_size &&
+	    ftruncate(o->fd, st.st_size))
 		return failed(o, -errno, "cannot be cut to its size", why, why_len);
 	if (o->mode && fchmod(o->fd, o->mode))
-		return failed(o, -errno, "cannot be given the mode of what it replaces", why, why_len);
+		return failed(o, -errno, "cannot be given the mode of what it replaces", why,
+			      why_len);
 	if (fsync(o->fd))
 		return failed(o, -errno, "cannot be made durable", why, why_len);
 	err = give_name(o);
 	if (err == -EEXIST) {
 		o->err = err;
-		return fail(why, why_len, err, "%s: has come to exist meanwhile; remove it or choose another "
-			    "name", o->path);
+		return fail(why, why_len, err,
+			    "%s: has come to exist meanwhile; remove it or choose another "
+			    "name",
+			    o->path);
 	}
 	if (err)
 		return failed(o, err, "cannot be given its name", why, why_len);
 	/* No later commit: the file is there. */
 	o->err = -EALREADY;
 	if (fsync(o->dir) && errno != EINVAL)
-		return fail(why, why_len, -errno, "%s: was written, but its folder cannot be made durable: %s",
-			    o->path, strerror(errno));
+		return fail(why, why_len, -errno,
+			    "%s: was written, but its folder cannot be made durable: %s", o->path,
+			    strerror(errno));
 	return 0;
 }

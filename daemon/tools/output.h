@@ -3,9 +3,9 @@
 #define OUTPUT_H
 
 /*
- * A file that appears whole or not at all: written without a name (O_TMPFILE, or a hidden name beside
- * the target where the file system has none), made durable, then given its name in one step. Whoever
- * dies before, or whose disk fills up, leaves the target as it was.
+ * A file that appears whole or not at all: written without a name (O_TMPFILE, or a hidden name
+ * beside the target where the file system has none), made durable, then given its name in one step.
+ * Whoever dies before, or whose disk fills up, leaves the target as it was.
  */
 
 #include <stdbool.h>
@@ -14,7 +14,9 @@
 
 struct output;
 
-/* replace: an existing file may be replaced; otherwise -EEXIST and why, before anything is written. */
+/*
+ * replace: an existing file may be replaced; otherwise -EEXIST and why, before anything is written.
+ */
 int output_new(const char *path, bool replace, struct output **out, char *why, size_t why_len);
 /* Not committed: nothing is left. NULL is fine; returns NULL. */
 struct output *output_free(struct output *o);

@@ -6,10 +6,11 @@
  *
  * Special added tokens become VOCAB_SPECIAL: text that looks like one stays text, here as
  * everywhere. For the others, the library makes the token of each text that looks like it. One
- * whose text is markup
- * (<think>, [INST]) is kept as a token that a model may say and that no text becomes; the rest
- * (runs of spaces, words) would change what ordinary texts are, and such a file is refused by the
- * token's name.
+ * whose text is markup (<think>, [INST]) is kept as a token that a model may say and that no text
+ * becomes; the rest (GPT-NeoX's runs of spaces) becomes VOCAB_ADDED. The library looks for those
+ * that are not "normalized" in the text as it came, and for the others in what the normalizer makes
+ * of what lies between; one of these two is what we do, and a file that has both is refused, as is
+ * one that wants a token at a word's end, or spaces around it swallowed.
  *
  * The file is 17 MB for 128 thousand tokens; as a tree in memory it is about five times that, and
  * is given back before the vocabulary is used.
@@ -27,7 +28,7 @@
 struct entry {
 	const char *text;
 	size_t len;
-	bool in_vocab, added, special;
+	bool in_vocab, added, special, whole; /* whole: VOCAB_ADDED */
 };
 
 struct reader {
@@ -37,6 +38,7 @@ struct reader {
 	json_t *root, *model, *words; /* words: model.vocab */
 	struct json_rules rules;
 	struct vocab *v;
+	int normalized; /* of added tokens that text may become: -1 before the first one */
 	struct entry *entries;
 	size_t n_entries;
 };
@@ -138,6 +140,43 @@ static int note_word(struct reader *r, const char *key, size_t len, uint32_t id)
 	return 0;
 }
 
+/* An added token that text becomes: where the library would find it, we must. */
+static int check_whole(struct reader *r, const json_t *o, const char *text, size_t len, uint32_t id)
+{
+	static const char *const conditions[] = { "single_word", "lstrip", "rstrip" };
+	bool normalized = json_is_true(json_object_get(o, "normalized"));
+
+	if (r->rules.kind != VOCAB_BYTES)
+		return REFUSE(r, -ENOTSUP,
+			      "%s: added token %u, '%s', is not special: it would be taken whole "
+			      "from text, which is not supported together with byte_fallback",
+			      r->name, id, read_shown(text, len).text);
+	for (size_t i = 0; i < sizeof(conditions) / sizeof(conditions[0]); i++)
+		if (json_is_true(json_object_get(o, conditions[i])))
+			return REFUSE(r, -ENOTSUP,
+				      "%s: added token %u, '%s', has %s = true, which is not "
+				      "supported",
+				      r->name, id, read_shown(text, len).text, conditions[i]);
+	if (len > VOCAB_ADDED_BYTES_MAX)
+		return REFUSE(r, -ENOTSUP,
+			      "%s: added token %u, '%s', has %zu bytes; one that is not special "
+			      "may have %u",
+			      r->name, id, read_shown(text, len).text, len, VOCAB_ADDED_BYTES_MAX);
+	if (!normalized && r->rules.flags & VOCAB_NFC)
+		return REFUSE(r, -ENOTSUP,
+			      "%s: added token %u, '%s', is to be found before the normalizer NFC "
+			      "(normalized is not true), which is not supported",
+			      r->name, id, read_shown(text, len).text);
+	if (r->normalized >= 0 && r->normalized != normalized)
+		return REFUSE(r, -ENOTSUP,
+			      "%s: added token %u, '%s', has normalized = %s, unlike those before "
+			      "it; both together are not supported",
+			      r->name, id, read_shown(text, len).text,
+			      normalized ? "true" : "false");
+	r->normalized = normalized;
+	return 0;
+}
+
 static int note_added(struct reader *r, const json_t *o, uint32_t id)
 {
 	const json_t *content = json_object_get(o, "content");
@@ -155,12 +194,8 @@ static int note_added(struct reader *r, const json_t *o, uint32_t id)
 	e->added = true;
 	e->text = text;
 	e->len = len;
-	if (!e->special && !read_is_markup(text, len))
-		return REFUSE(r, -ENOTSUP,
-			      "%s: added token %u, '%s', is not special: it would be cut out of "
-			      "every text before the rule is applied, which is not supported",
-			      r->name, id, read_shown(text, len).text);
-	return 0;
+	e->whole = !e->special && !read_is_markup(text, len);
+	return e->whole ? check_whole(r, o, text, len, id) : 0;
 }
 
 static int read_entries(struct reader *r)
@@ -227,7 +262,8 @@ static int add_entry(struct reader *r, uint32_t id)
 			      r->name, id, read_shown(e->text, e->len).text, e->len,
 			      VOCAB_TOKEN_BYTES_MAX);
 	if (e->added)
-		return vocab_add(r->v, e->text, e->len, e->special ? VOCAB_SPECIAL : VOCAB_NORMAL,
+		return vocab_add(r->v, e->text, e->len,
+				 e->special ? VOCAB_SPECIAL : e->whole ? VOCAB_ADDED : VOCAB_NORMAL,
 				 0);
 	if (r->rules.kind == VOCAB_SPM) {
 		n = read_byte_name(e->text, e->len);
@@ -263,7 +299,7 @@ static int add_merge(struct reader *r, size_t i, const json_t *m)
 	const char *a = json_string_value(first), *b = json_string_value(second);
 	size_t a_len = json_string_length(first), b_len = json_string_length(second);
 	char whole[4 * VOCAB_TOKEN_BYTES_MAX];
-	uint32_t id[3];
+	uint32_t id[3] = { 0 };
 	int ret;
 
 	if (json_is_string(m)) {
@@ -343,7 +379,7 @@ static int name_tokens(struct reader *r)
 int vocab_read_json(const void *data, size_t len, const char *name, struct vocab **out, char *why,
 		    size_t why_len)
 {
-	struct reader r = { .name = name, .why = why, .why_len = why_len };
+	struct reader r = { .name = name, .why = why, .why_len = why_len, .normalized = -1 };
 	int ret;
 
 	if (why_len)

@@ -26,6 +26,7 @@ struct rules {
 	char *why;
 	size_t why_len;
 	bool prepends, replaces; /* normalizer: a space mark first, space marks for spaces */
+	bool nfc;
 };
 
 static const char *string_at(const json_t *o, const char *key)
@@ -85,19 +86,21 @@ static int read_normalizer(struct rules *r, const json_t *root)
 
 	if (n > 2)
 		return refused(r, "normalizer", value,
-			       "there may be none, or those of SentencePiece");
+			       "there may be none, NFC, or those of SentencePiece");
 	for (size_t i = 0; i < n; i++) {
 		const json_t *o = item(value, list, i);
 
-		if (is(o, "type", "Prepend") && is(o, "prepend", SPACE_MARK) && !i)
+		if (is(o, "type", "NFC") && n == 1)
+			r->nfc = true;
+		else if (is(o, "type", "Prepend") && is(o, "prepend", SPACE_MARK) && !i)
 			r->prepends = true;
 		else if (is(o, "type", "Replace") && is(o, "content", SPACE_MARK) &&
 			 is(json_object_get(o, "pattern"), "String", " ") && !r->replaces)
 			r->replaces = true;
 		else
 			return refused(r, "normalizer", o,
-				       "texts are taken as they are: null, or Prepend and Replace "
-				       "of U+2581 are");
+				       "texts are taken as they are: null, NFC, or Prepend and "
+				       "Replace of U+2581 are");
 	}
 	if (r->prepends && !r->replaces)
 		return refused(r, "normalizer", value, "Prepend goes with Replace of spaces");
@@ -262,6 +265,11 @@ int read_json_rules(const struct json_t *root, const char *name, struct json_rul
 	if (ret)
 		return ret;
 	if (json_is_true(json_object_get(model, "byte_fallback"))) {
+		if (r.nfc)
+			return fail(why, why_len, -ENOTSUP,
+				    "%s: the normalizer is NFC, together with byte_fallback; that "
+				    "is not supported",
+				    name);
 		ret = read_space_rule(&r, pre, out);
 	} else {
 		if (r.replaces)
@@ -271,6 +279,8 @@ int read_json_rules(const struct json_t *root, const char *name, struct json_rul
 				    "supported",
 				    name);
 		ret = read_byte_rule(&r, pre, out);
+		if (r.nfc)
+			out->flags |= VOCAB_NFC;
 	}
 	return ret ? ret : read_post_processor(&r, root, out);
 }

@@ -96,6 +96,7 @@ struct source_options {
 	const char *name;
 	const char *licence_file;
 	uint32_t context;	/* serve less than the file says */
+	bool unchecked;		/* weights will not be read, so their checksums need not be */
 };
 
 /* Finds out the format by content and opens it; path may be a folder. Sets *out on success only. */

@@ -1,8 +1,9 @@
 /* SPDX-License-Identifier: MIT */
 /*
- * An .obm as a source: to go to another layout, to a peer's format, or to be compared. obm_open() has
- * checked everything but the codes themselves, which are looked at as their tiles are unpacked. Codes,
- * scales and halves come out exactly as they went in, and the vocabulary builds the same section again.
+ * An .obm as a source: to go to another layout, to a peer's format, or to be compared. obm_open()
+ * has checked everything but the codes themselves, which are looked at as their tiles are unpacked.
+ * Codes, scales and halves come out exactly as they went in, and the vocabulary builds the same
+ * section again.
  */
 #include "source.h"
 
@@ -49,12 +50,14 @@ static int read_rows(struct source_obm *s, const struct obm_tensor *t, uint32_t 
 	char name[OBM_NAME_MAX];
 
 	for (uint32_t end = row0 + n; row0 < end; row0 += n) {
-		uint32_t tile = row0 / PACKED_ROWS, first = row0 % PACKED_ROWS, there = rows_in(t, tile);
+		uint32_t tile = row0 / PACKED_ROWS, first = row0 % PACKED_ROWS,
+			 there = rows_in(t, tile);
 		const uint8_t *from = s->o->base + t->offset + tile * bytes;
 
 		n = end - row0 < there - first ? end - row0 : there - first;
 		if (!packed_tile_is_valid(&shape, from, there))
-			return fail(why, why_len, -EPROTO, "%s: tensor %s holds what is no weight, in rows %u to %u",
+			return fail(why, why_len, -EPROTO,
+				    "%s: tensor %s holds what is no weight, in rows %u to %u",
 				    s->path, obm_name(t->role, t->layer, name), row0 - first,
 				    row0 - first + there - 1);
 		/* A whole tile needs no step between. */
@@ -66,8 +69,8 @@ static int read_rows(struct source_obm *s, const struct obm_tensor *t, uint32_t 
 	return 0;
 }
 
-static void read_scales(const struct source_obm *s, const struct obm_tensor *t, uint32_t row0, uint32_t n,
-			float *scales)
+static void read_scales(const struct source_obm *s, const struct obm_tensor *t, uint32_t row0,
+			uint32_t n, float *scales)
 {
 	const float *from = (const void *)(s->o->base + t->scales);
 	uint64_t stride = obm_align(t->rows, PACKED_ROWS);
@@ -77,8 +80,8 @@ static void read_scales(const struct source_obm *s, const struct obm_tensor *t, 
 			scales[(uint64_t)r * t->groups + g] = from[g * stride + row0 + r];
 }
 
-static int read_codes(struct source *source, const struct source_tensor *st, uint32_t row0, uint32_t n,
-		      int8_t *codes, float *scales, char *why, size_t why_len)
+static int read_codes(struct source *source, const struct source_tensor *st, uint32_t row0,
+		      uint32_t n, int8_t *codes, float *scales, char *why, size_t why_len)
 {
 	struct source_obm *s = self(source);
 	const struct obm_tensor *t = tensor_of(st);
@@ -92,8 +95,9 @@ static int read_codes(struct source *source, const struct source_tensor *st, uin
 		const int8_t *bad = memchr(codes, 0x80, (size_t)n * t->cols);
 
 		if (bad)
-			return fail(why, why_len, -EPROTO, "%s: tensor %s holds code -128, in row %u, column %u",
-				    s->path, obm_name(t->role, t->layer, name),
+			return fail(why, why_len, -EPROTO,
+				    "%s: tensor %s holds code -128, in row %u, column %u", s->path,
+				    obm_name(t->role, t->layer, name),
 				    row0 + (uint32_t)((uint64_t)(bad - codes) / t->cols),
 				    (uint32_t)((uint64_t)(bad - codes) % t->cols));
 	}
@@ -103,12 +107,14 @@ static int read_codes(struct source *source, const struct source_tensor *st, uin
 }
 
 /* PACKED_INT8: code times scale, one rounding, as NUMERICS has the embedding. */
-static int read_int8(struct source_obm *s, const struct source_tensor *st, uint32_t row0, uint32_t n,
-		     float *floats, char *why, size_t why_len)
+static int read_int8(struct source_obm *s, const struct source_tensor *st, uint32_t row0,
+		     uint32_t n, float *floats, char *why, size_t why_len)
 {
 	const struct obm_tensor *t = tensor_of(st);
 	uint64_t all = (uint64_t)n * t->cols;
-	/* At the end of where the floats will be, so that no code is overwritten before it is read. */
+	/*
+	 * At the end of where the floats will be, so that no code is overwritten before it is read.
+	 */
 	int8_t *codes = (int8_t *)floats + all * (sizeof(float) - 1);
 	int err = read_codes(&s->s, st, row0, n, codes, NULL, why, why_len);
 
@@ -126,8 +132,8 @@ static int read_int8(struct source_obm *s, const struct source_tensor *st, uint3
 	return err;
 }
 
-static int read_floats(struct source *source, const struct source_tensor *st, uint32_t row0, uint32_t n,
-		       float *floats, char *why, size_t why_len)
+static int read_floats(struct source *source, const struct source_tensor *st, uint32_t row0,
+		       uint32_t n, float *floats, char *why, size_t why_len)
 {
 	struct source_obm *s = self(source);
 	const struct obm_tensor *t = tensor_of(st);
@@ -141,7 +147,10 @@ static int read_floats(struct source *source, const struct source_tensor *st, ui
 		memcpy(floats, s->o->base + t->offset, t->bytes);
 		return 0;
 	}
-	/* The second half of the room; each is read before the float that comes to lie on it is put. */
+	/*
+	 * The second half of the room; each is read before the float that comes to lie on it is
+	 * put.
+	 */
 	err = read_rows(s, t, row0, n, t->cols * sizeof(*halves), (uint8_t *)halves, why, why_len);
 	for (uint64_t i = 0; !err && i < all; i++) {
 		uint16_t h;
@@ -176,7 +185,7 @@ static const struct source_ops ops = {
 	.close = close_obm,
 };
 
-/* ---- opening ------------------------------------------------------------------------------------------ */
+/* ---- opening --------------------------------------------------------------------------------- */
 
 static int fill_tensors(struct source_obm *s)
 {
@@ -188,15 +197,24 @@ static int fill_tensors(struct source_obm *s)
 	s->s.n_tensors = s->o->n_tensors;
 	for (uint32_t i = 0; i < s->o->n_tensors; i++) {
 		static const enum source_form forms[PACKED_COUNT] = {
-			[0] = SOURCE_F32, [PACKED_2BIT] = SOURCE_TERNARY, [PACKED_BASE3] = SOURCE_TERNARY,
-			[PACKED_INT8] = SOURCE_INT8, [PACKED_F16] = SOURCE_F16, [PACKED_BF16] = SOURCE_BF16,
+			[0] = SOURCE_F32,
+			[PACKED_2BIT] = SOURCE_TERNARY,
+			[PACKED_BASE3] = SOURCE_TERNARY,
+			[PACKED_INT8] = SOURCE_INT8,
+			[PACKED_F16] = SOURCE_F16,
+			[PACKED_BF16] = SOURCE_BF16,
 		};
 		const struct obm_tensor *t = &s->o->tensors[i];
 
 		s->s.tensors[i] = (struct source_tensor){
-			.role = t->role, .layer = t->layer, .rows = t->rows, .cols = t->cols,
-			.groups = t->scales ? t->groups : 0, .form = forms[t->layout],
-			.stored = t->layout ? packed_name(t->layout) : "f32", .private_data = t,
+			.role = t->role,
+			.layer = t->layer,
+			.rows = t->rows,
+			.cols = t->cols,
+			.groups = t->scales ? t->groups : 0,
+			.form = forms[t->layout],
+			.stored = t->layout ? packed_name(t->layout) : "f32",
+			.private_data = t,
 		};
 		widest = t->cols > widest ? t->cols : widest;
 	}
@@ -231,7 +249,8 @@ static int copy_text(const struct obm *o, uint32_t kind, char **out)
 	return 0;
 }
 
-static int fill(struct source_obm *s, const struct source_options *options, char *why, size_t why_len)
+static int fill(struct source_obm *s, const struct source_options *options, char *why,
+		size_t why_len)
 {
 	const struct obm *o = s->o;
 	const void *section;
@@ -261,8 +280,8 @@ static int fill(struct source_obm *s, const struct source_options *options, char
 	return err ? fail(why, why_len, err, "%s: its tokenizer: %s", s->path, inner) : 0;
 }
 
-int source_open_obm(const char *path, const struct source_options *options, struct source **out, char *why,
-		    size_t why_len)
+int source_open_obm(const char *path, const struct source_options *options, struct source **out,
+		    char *why, size_t why_len)
 {
 	struct source_obm *s = calloc(1, sizeof(*s));
 	long cpus = sysconf(_SC_NPROCESSORS_ONLN);
@@ -275,12 +294,16 @@ int source_open_obm(const char *path, const struct source_options *options, stru
 	/* Not to wait for the other end of a pipe: obm_open() refuses it. */
 	fd = open(path, O_RDONLY | O_CLOEXEC | O_NOCTTY | O_NONBLOCK);
 	if (!s->path || fd < 0) {
-		err = fail(why, why_len, s->path ? -errno : -ENOMEM, "%s: cannot be opened: %s", path,
-			   s->path ? strerror(errno) : "no memory");
+		err = fail(why, why_len, s->path ? -errno : -ENOMEM, "%s: cannot be opened: %s",
+			   path, s->path ? strerror(errno) : "no memory");
 		goto out;
 	}
-	err = obm_open(fd, 0, cpus < 1 ? 1 : cpus > THREADS_MAX ? THREADS_MAX : (unsigned)cpus, &s->o, inner,
-		       sizeof(inner));
+	/* Tensors are read once, front to back: what was checked need not stay for that. */
+	err = obm_open(fd, OBM_FORGET | (options && options->unchecked ? OBM_UNCHECKED : 0),
+		       cpus < 1		  ? 1 :
+		       cpus > THREADS_MAX ? THREADS_MAX :
+					    (unsigned)cpus,
+		       &s->o, inner, sizeof(inner));
 	if (err)
 		fail(why, why_len, err, "%s: %s", path, inner);
 	else

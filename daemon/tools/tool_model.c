@@ -406,8 +406,7 @@ static int model_convert(int argc, char **argv)
 		return status;
 	j.convert.note = j.note;
 	j.convert.note_len = sizeof(j.note);
-	/* Only our own writer asks; an interrupted export ends at once, its files nameless. */
-	tool_catch_signals(j.to == TO_OBM);
+	tool_catch_signals(true);
 	if (!j.out)
 		status = name_output(&j);
 	if (!status)

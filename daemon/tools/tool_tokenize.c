@@ -355,8 +355,8 @@ int tool_tokenize(int argc, char **argv)
 	if (status)
 		goto out;
 	/* A byte is a token at most; a text alone may get one in front. */
-	cap = in.len + ROOM_FOR_TEMPLATE;
-	scratch = tokenizer_scratch_new(cap);
+	cap = tokenizer_bound(m.t, in.len) + ROOM_FOR_TEMPLATE;
+	scratch = tokenizer_scratch_new(in.len + ROOM_FOR_TEMPLATE);
 	ids = malloc(cap * sizeof(*ids));
 	if (!scratch || !ids) {
 		status = tool_fail("tokenize", STATUS_FAILED, "no memory for %zu bytes of input",
@@ -505,7 +505,8 @@ static int put_text(const struct detokenize_options *o, const struct tokenizer *
 
 		nth++;
 		if (o->bytes) {
-			if (o->special || token.kind == VOCAB_NORMAL || token.kind == VOCAB_BYTE)
+			if (o->special ||
+			    (token.kind != VOCAB_SPECIAL && token.kind != VOCAB_UNUSED))
 				fwrite(token.text, 1, token.len, stdout);
 			continue;
 		}

@@ -55,11 +55,17 @@ static const struct {
 	{ "lfm2", VOCAB_RULE_LLAMA3 }, { "midm-2.0", VOCAB_RULE_LLAMA3 },
 	{ "gpt-2", VOCAB_RULE_GPT2 }, { "phi-2", VOCAB_RULE_GPT2 }, { "jina-es", VOCAB_RULE_GPT2 },
 	{ "jina-de", VOCAB_RULE_GPT2 }, { "jina-v2-es", VOCAB_RULE_GPT2 },
-	{ "jina-v2-de", VOCAB_RULE_GPT2 }, { "mpt", VOCAB_RULE_GPT2 }, { "olmo", VOCAB_RULE_GPT2 },
-	{ "jais", VOCAB_RULE_GPT2 }, { "starcoder", VOCAB_RULE_STARCODER },
+	{ "jina-v2-de", VOCAB_RULE_GPT2 }, { "jais", VOCAB_RULE_GPT2 }, { "starcoder", VOCAB_RULE_STARCODER },
 	{ "refact", VOCAB_RULE_STARCODER }, { "command-r", VOCAB_RULE_STARCODER },
 	{ "smollm", VOCAB_RULE_STARCODER }, { "codeshell", VOCAB_RULE_STARCODER },
+	{ "mpt", VOCAB_RULE_GPT2 }, { "olmo", VOCAB_RULE_GPT2 },
 };
+
+/* GPT-NeoX's tokenizer goes by these two names; the format does not tell that it wants NFC. */
+static bool is_neox(struct gguf_string pre)
+{
+	return gguf_is(pre, "mpt") || gguf_is(pre, "olmo");
+}
 
 static void set_rule(struct reader *r, uint32_t rule)
 {
@@ -80,6 +86,7 @@ static int read_rule(struct reader *r)
 	for (size_t i = 0; i < COUNT(rules); i++)
 		if (gguf_is(pre, rules[i].name)) {
 			set_rule(r, rules[i].rule);
+			r->v->flags |= is_neox(pre) ? VOCAB_NFC : 0;
 			return 0;
 		}
 	r->is_pre_missing = !pre.len || gguf_is(pre, "default");
@@ -132,6 +139,9 @@ static int add_byte_level(struct reader *r, struct gguf_string s, uint32_t type)
 	if (type == TYPE_CONTROL || type == TYPE_UNKNOWN ||
 	    ((type == TYPE_USER || !r->types) && read_is_markup(s.text, len)))
 		return vocab_add(r->v, s.text, len, VOCAB_SPECIAL, 0);
+	/* Spelled as it is, and found before text is cut. */
+	if (type == TYPE_USER)
+		return vocab_add(r->v, s.text, len, VOCAB_ADDED, 0);
 	n = vocab_unmap(s.text, len, r->bytes);
 	/* Added by hand, spelled as it is. */
 	if (n <= 0)

@@ -33,30 +33,17 @@ static const char spaces[] = "{\"added_tokens\":[" ADDED(0, "<unk>") "," ADDED(1
 		   "\"a b\",[\"\xe2\x96\x81\",\"ab\"]]}}";
 
 /* Without its 256 bytes: refused at the very end, when all has been read. */
-static const char bytes[] = "{\"added_tokens\":[" ADDED(3, "<|endoftext|>") "],\"normalizer\":null,"
-									    "\"pre_tokenizer\":{"
-									    "\"type\":"
-									    "\"Sequence\","
-									    "\"pretokenizers\":[{"
-									    "\"type\":\"Digits\","
-									    "\"individual_digits\":"
-									    "true},{\"type\":"
-									    "\"ByteLevel\",\"add_"
-									    "prefix_space\":false,"
-									    "\"use_regex\":true}]},"
-									    "\"post_processor\":{"
-									    "\"type\":"
-									    "\"ByteLevel\"},"
-									    "\"model\":{\"type\":"
-									    "\"BPE\",\"dropout\":"
-									    "null,\"end_of_word_"
-									    "suffix\":\"\","
-									    "\"ignore_merges\":"
-									    "true,\"vocab\":{\"a\":"
-									    "0,\"\xc4\xa0\":1,"
-									    "\"\xc4\xa0"
-									    "a\":2},\"merges\":["
-									    "\"\xc4\xa0 a\"]}}";
+static const char bytes[] =
+	"{\"added_tokens\":[" ADDED(3, "<|endoftext|>") ",{\"id\":4,\"content\":\"  \","
+	"\"single_word\":false,\"lstrip\":false,\"rstrip\":false,\"normalized\":true,"
+	"\"special\":false}],\"normalizer\":{\"type\":\"NFC\"},"
+	"\"pre_tokenizer\":{\"type\":\"Sequence\",\"pretokenizers\":["
+	"{\"type\":\"Digits\",\"individual_digits\":true},"
+	"{\"type\":\"ByteLevel\",\"add_prefix_space\":false,\"use_regex\":true}]},"
+	"\"post_processor\":{\"type\":\"ByteLevel\"},"
+	"\"model\":{\"type\":\"BPE\",\"dropout\":null,\"end_of_word_suffix\":\"\","
+	"\"ignore_merges\":true,\"vocab\":{\"a\":0,\"\xc4\xa0\":1,\"\xc4\xa0" "a\":2},"
+	"\"merges\":[\"\xc4\xa0 a\"]}}";
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 {
