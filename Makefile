@@ -162,6 +162,12 @@ ISA_neon   = -march=armv8.2-a+dotprod+fp16
 ISA_armsha = -march=armv8-a+crypto
 endif
 
+# No fuzzer goes there, and clang takes minutes to put its checks into long rows of vectors.
+ifneq ($(FUZZER),)
+$(BUILD)/obj/kernels/cpu/%.o: SANFLAGS =
+$(BUILD)/obj/kernels/cpu/%.o: FUZZFLAGS =
+endif
+
 $(BUILD)/obj/%.o: %.c Makefile $(BUILD)/flags
 	$(call say,CC,$<)
 	@mkdir -p $(@D)
