@@ -153,13 +153,15 @@ START_TEST(foreign_loop)
 	while (ended < N) {
 		struct e2e_stream *s;
 
-		while ((s = e2e_next(o, 0))) {
+		/* No further than to the next death: on a slow machine all may be there at once. */
+		while ((kills == 3 || tokens <= 200 * (kills + 1)) && (s = e2e_next(o, 0))) {
 			ended += s->ended;
 			tokens++;
 		}
 		if (kills < 3 && tokens > 200 * (kills + 1)) {
 			kill_broker(&last);
 			kills++;
+			continue;
 		}
 		must(onebit_fd(o) == p.fd, "the descriptor has another number");
 		if (ended < N && !onebit_arm(o))
