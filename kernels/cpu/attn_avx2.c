@@ -264,59 +264,7 @@ ALWAYS void chunk_scores(uint32_t form, struct work *w, const void *const *pages
 	}
 }
 
-/* While values are worked on, the next chunk's keys are fetched: n_next pages follow these. */
-ALWAYS void chunk(uint32_t form, struct work *w, const void *const *pages, uint32_t n_next,
-		  float *m, float *l, float *o, const unsigned n_q)
-{
-	chunk_scores(form, w, pages, n_q);
-	soften(w, m, l);
-	for (uint32_t i = 0; i < w->n_pages; i++)
-		page_values(form, w, i * KV_PAGE, pages[i], pages[i < n_next ? w->n_pages + i : i],
-			    o, n_q);
-}
-
-ALWAYS void chunk_of(uint32_t form, struct work *w, const void *const *pages, uint32_t n_next,
-		     float *m, float *l, float *o)
-{
-	switch (w->n_q) {
-	case 1:
-		return chunk(form, w, pages, n_next, m, l, o, 1);
-	case 2:
-		return chunk(form, w, pages, n_next, m, l, o, 2);
-	case 3:
-		return chunk(form, w, pages, n_next, m, l, o, 3);
-	default:
-		return chunk(form, w, pages, n_next, m, l, o, QUERIES);
-	}
-}
-
-static void attn_chunks(uint32_t form, const void *const *pages, uint32_t head_dim, uint32_t n,
-			uint32_t n_q, const float *query, float c, float *m, float *l, float *o)
-{
-	struct work w;
-
-	assert(head_dim <= HEAD_DIM_MAX);
-	w.head_dim = head_dim;
-	for (; n; n -= w.n, pages += ATTN_PAGES) {
-		w.n = n < ATTN_CHUNK ? n : ATTN_CHUNK;
-		w.n_pages = (w.n + KV_PAGE - 1) / KV_PAGE;
-		for (uint32_t q = 0; q < n_q;
-		     q += w.n_q, o += (size_t)w.n_q * head_dim, m += w.n_q, l += w.n_q) {
-			uint32_t n_next = 0;
-
-			w.n_q = n_q - q < QUERIES ? n_q - q : QUERIES;
-			if (q + w.n_q == n_q)
-				n_next = (n - w.n + KV_PAGE - 1) / KV_PAGE;
-			if (form == KV_INT8) {
-				quantise_queries(&w, query + (size_t)q * head_dim, c);
-				chunk_of(KV_INT8, &w, pages, n_next, m, l, o);
-			} else {
-				scale_queries(&w, query + (size_t)q * head_dim, c);
-				chunk_of(KV_F16, &w, pages, n_next, m, l, o);
-			}
-		}
-	}
-}
+#include "attn_chunks.h"
 
 /* One head. Eight chunks' factors at once, then each vector of dimensions through those chunks. */
 static uint32_t merge(const float *m, const float *l, const float *o, uint32_t n_chunks,
