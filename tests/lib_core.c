@@ -651,6 +651,6 @@ uint64_t core_seed(const char *test)
 	const char *s = getenv("ONEBIT_SEED");
 	uint64_t seed = s ? strtoull(s, NULL, 0) : (uint64_t)time(NULL);
 
-	printf("%s: ONEBIT_SEED=%llu\n", test, (unsigned long long)seed);
+	fprintf(stderr, "%s: ONEBIT_SEED=%llu\n", test, (unsigned long long)seed);
 	return seed;
 }

@@ -762,7 +762,7 @@ int e2e_main(Suite *s)
 	SRunner *r;
 	int failed;
 
-	printf("seed %llu; ONEBIT_SEED repeats it\n", (unsigned long long)e2e_seed());
+	fprintf(stderr, "seed %llu; ONEBIT_SEED repeats it\n", (unsigned long long)e2e_seed());
 	fflush(stdout);
 	r = srunner_create(s);
 	srunner_run_all(r, CK_NORMAL);

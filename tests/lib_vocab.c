@@ -271,7 +271,7 @@ uint64_t test_seed(const char *what)
 	clock_gettime(CLOCK_REALTIME, &now);
 	seed = s ? strtoull(s, NULL, 0)
 		 : (uint64_t)now.tv_sec * 1000000007u + (uint64_t)now.tv_nsec;
-	printf("%s: ONEBIT_SEED=%" PRIu64 "\n", what, seed);
+	fprintf(stderr, "%s: ONEBIT_SEED=%" PRIu64 "\n", what, seed);
 	return seed;
 }
 

@@ -204,7 +204,7 @@ static void set_up(void)
 	const char *text = getenv("ONEBIT_SEED");
 
 	seed = text ? strtoull(text, NULL, 0) : 0x65787067;
-	printf("seed: ONEBIT_SEED=%#" PRIx64 "\n", seed);
+	fprintf(stderr, "seed: ONEBIT_SEED=%#" PRIx64 "\n", seed);
 	snprintf(path, sizeof(path), "%s/out.gguf", getenv("TMPDIR"));
 	snprintf(again, sizeof(again), "%s/again.gguf", getenv("TMPDIR"));
 	/* The folder is the test case's; each test begins with an empty one. */

@@ -32,7 +32,7 @@ static void set_up(void)
 	const char *text = getenv("ONEBIT_SEED");
 
 	seed = text ? strtoull(text, NULL, 0) : 0x67677566;
-	printf("seed: ONEBIT_SEED=%#" PRIx64 "\n", seed);
+	fprintf(stderr, "seed: ONEBIT_SEED=%#" PRIx64 "\n", seed);
 	snprintf(path, sizeof(path), "%s/model.gguf", getenv("TMPDIR"));
 	tiny_default(&tiny, seed);
 	tiny.ffn = 256;

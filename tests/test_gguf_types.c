@@ -24,7 +24,7 @@ static void set_up(void)
 	const char *s = getenv("ONEBIT_SEED");
 
 	seed = s ? strtoull(s, NULL, 0) : 0x6775666c;
-	printf("seed: ONEBIT_SEED=%#" PRIx64 "\n", seed);
+	fprintf(stderr, "seed: ONEBIT_SEED=%#" PRIx64 "\n", seed);
 	*why = 0;
 }
 

@@ -779,7 +779,7 @@ static uint64_t seed_of(const char *test)
 	const char *given = getenv("ONEBIT_SEED");
 	uint64_t seed = given ? strtoull(given, NULL, 0) : (uint64_t)time(NULL);
 
-	printf("%s: ONEBIT_SEED=%llu\n", test, (unsigned long long)seed);
+	fprintf(stderr, "%s: ONEBIT_SEED=%llu\n", test, (unsigned long long)seed);
 	return seed;
 }
 

@@ -130,7 +130,7 @@ int main(void)
 	int failed;
 
 	seed = env ? strtoull(env, NULL, 0) : (uint64_t)time(NULL);
-	printf("ONEBIT_SEED=%" PRIu64 "\n", seed);
+	fprintf(stderr, "ONEBIT_SEED=%" PRIu64 "\n", seed);
 	fflush(stdout);
 	tcase_add_test(t, buckets_join);
 	tcase_add_test(t, buckets_are_narrow);

@@ -436,7 +436,7 @@ START_TEST(garbage_hello)
 						(uint64_t)time(NULL);
 	uint8_t msg[512] = { 0 };
 
-	printf("test_hostile: ONEBIT_SEED=%llu\n", (unsigned long long)seed);
+	fprintf(stderr, "test_hostile: ONEBIT_SEED=%llu\n", (unsigned long long)seed);
 	srandom((unsigned)seed);
 	raw_hello(&h);
 	memcpy(msg, &h, sizeof(h));

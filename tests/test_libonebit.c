@@ -1449,7 +1449,7 @@ START_TEST(random_walk)
 	struct job jobs[REQUESTS] = { 0 };
 	int left = REQUESTS, deaths = 0;
 
-	printf("random_walk: ONEBIT_SEED=%u\n", seed);
+	fprintf(stderr, "random_walk: ONEBIT_SEED=%u\n", seed);
 	fflush(stdout);
 	srandom(seed);
 	fake.area = 4 * FAKE_AREA;

@@ -38,7 +38,7 @@ static uint64_t seed(void)
 	if (!s) {
 		s = given ? strtoull(given, NULL, 0)
 			  : (uint64_t)time(NULL) * 1000003u + (uint64_t)getpid();
-		printf("test_model: ONEBIT_SEED=%llu\n", (unsigned long long)s);
+		fprintf(stderr, "test_model: ONEBIT_SEED=%llu\n", (unsigned long long)s);
 		fflush(stdout);
 	}
 	return s;

@@ -104,7 +104,7 @@ static uint64_t seeded(const char *test)
 	const char *s = getenv("ONEBIT_SEED");
 	uint64_t seed = s ? strtoull(s, NULL, 0) : (uint64_t)getpid() * 2654435761u;
 
-	printf("%s: ONEBIT_SEED=%llu\n", test, (unsigned long long)seed);
+	fprintf(stderr, "%s: ONEBIT_SEED=%llu\n", test, (unsigned long long)seed);
 	fflush(stdout);
 	return seed;
 }

@@ -39,7 +39,7 @@ static pcre2_code *compile(const char *text)
 
 enum { TEXT_MAX = 4096 };
 static pcre2_match_data *match;
-static pcre2_code *code[VOCAB_RULE_COUNT], *number;
+static pcre2_code *code[VOCAB_RULE_COUNT], *number, *unassigned;
 
 /* Where the next match from `at` on begins and ends; false: there is none. */
 static bool next_match(pcre2_code *c, const uint8_t *p, size_t len, size_t at, size_t *from,
@@ -114,11 +114,11 @@ static void compare(uint32_t rule, const uint8_t *p, size_t len)
 		size_t piece = pretok_next(rule, p + at, len - at);
 
 		if (at + piece != origin[end[i]]) {
-			printf("rule %u, piece %zu ends at %zu, not %zu, of", rule, i, at + piece,
-			       origin[end[i]]);
+			fprintf(stderr, "rule %u, piece %zu ends at %zu, not %zu, of", rule, i,
+				at + piece, origin[end[i]]);
 			for (size_t k = 0; k < len; k++)
-				printf(" %02x", p[k]);
-			printf("\n");
+				fprintf(stderr, " %02x", p[k]);
+			fprintf(stderr, "\n");
 			ck_abort_msg("another piece");
 		}
 		at += piece;
@@ -133,6 +133,7 @@ static void setup(void)
 		if (pattern[r])
 			code[r] = compile(pattern[r]);
 	number = compile("\\p{N}");
+	unassigned = compile("\\p{Cn}");
 }
 
 static void teardown(void)
@@ -141,6 +142,7 @@ static void teardown(void)
 	for (uint32_t r = 0; r < VOCAB_RULE_COUNT; r++)
 		pcre2_code_free(code[r]);
 	pcre2_code_free(number);
+	pcre2_code_free(unassigned);
 }
 
 static size_t put_utf8(uint32_t c, uint8_t *out)
@@ -171,19 +173,18 @@ static size_t put_utf8(uint32_t c, uint8_t *out)
  * one. */
 START_TEST(classes)
 {
-	static const char *const class_pattern[4] = { "\\p{Cn}", "\\p{L}", "\\p{N}", "[" S "]" };
+	static const char *const class_pattern[4] = { NULL, "\\p{L}", "\\p{N}", "[" S "]" };
 	static const unsigned class[4] = { OTHER, LETTER, NUMBER, SPACE };
 	pcre2_code *c[4];
 	unsigned newer = 0;
 
-	for (int i = 0; i < 4; i++)
+	for (int i = 1; i < 4; i++)
 		c[i] = compile(class_pattern[i]);
 	for (uint32_t cp = 0; cp <= 0x10ffff; cp++) {
 		uint8_t text[4];
 		size_t len = put_utf8(cp, text), from, to;
 		unsigned got, want = OTHER;
 		uint32_t n;
-		bool unassigned;
 
 		if (cp >= 0xd800 && cp < 0xe000)
 			continue;
@@ -197,12 +198,12 @@ START_TEST(classes)
 		if (got == want)
 			continue;
 		/* utf8proc may know a younger Unicode. */
-		unassigned = next_match(c[0], text, len, 0, &from, &to);
-		ck_assert_msg(unassigned, "U+%04X is of class %u, not %u", cp, got, want);
+		ck_assert_msg(next_match(unassigned, text, len, 0, &from, &to),
+			      "U+%04X is of class %u, not %u", cp, got, want);
 		newer++;
 	}
 	ck_assert_uint_lt(newer, 20000);
-	for (int i = 0; i < 4; i++)
+	for (int i = 1; i < 4; i++)
 		pcre2_code_free(c[i]);
 }
 END_TEST
@@ -340,6 +341,21 @@ static size_t random_character(uint64_t *rng, uint8_t *out)
 }
 
 /* Breaks when some mix of characters is cut where the expressions would not. */
+/* Characters that PCRE2's Unicode does not have yet become letters: utf8proc's may have them, and
+ * bytes thrown together make them now and then. */
+static void age(uint8_t *p, size_t len)
+{
+	size_t from, to;
+
+	for (size_t at = 0; at < len;) {
+		uint32_t size = utf8_length(p + at, len - at);
+
+		if (size > 1 && next_match(unassigned, p + at, size, 0, &from, &to))
+			memset(p + at, 'x', size);
+		at += size ? size : 1;
+	}
+}
+
 START_TEST(random_texts)
 {
 	uint64_t rng = test_seed("pretok");
@@ -356,6 +372,7 @@ START_TEST(random_texts)
 			for (; times && len < want; times--, len += n)
 				memmove(text + len + n, text + len, n);
 		}
+		age(text, len);
 		for (uint32_t r = VOCAB_RULE_LLAMA3; r < VOCAB_RULE_COUNT; r++)
 			compare(r, text, len);
 	}

@@ -1309,7 +1309,7 @@ START_TEST(corruptions)
 	size_t len[2];
 	struct tiny t;
 
-	printf("safetensors: ONEBIT_SEED=%llu\n", (unsigned long long)seed);
+	fprintf(stderr, "safetensors: ONEBIT_SEED=%llu\n", (unsigned long long)seed);
 	for (unsigned i = 0; i < n || i % 3; i++) {
 		static const char *const files[] = { "model.safetensors", "config.json" };
 		int which = i % 5 == 4;

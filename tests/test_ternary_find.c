@@ -187,7 +187,7 @@ START_TEST(sees_every_change)
 	const char *text = getenv("ONEBIT_SEED");
 	uint64_t seed = text && *text ? strtoull(text, NULL, 0) : 20260727, state = seed;
 
-	printf("ternary_find: ONEBIT_SEED=%llu\n", (unsigned long long)seed);
+	fprintf(stderr, "ternary_find: ONEBIT_SEED=%llu\n", (unsigned long long)seed);
 	for (int round = 0; round < 300; round++) {
 		uint32_t rows = 1 + (uint32_t)(tiny_random(&state) % 5);
 		uint32_t cols = round % 2 ? 192 : 1 + (uint32_t)(tiny_random(&state) % 200);
