@@ -55,9 +55,48 @@ typedef void head_op(const struct packed_shape *s, const void *packed, const flo
 		     const struct laid_head *laid, float d, uint32_t tile0, uint32_t tile1,
 		     float *y);
 
+/*
+ * Several activations at once. Each of n rows is laid out as above, at i * stride of the arrays: what a
+ * product of one row does, n times, in whatever order is fastest; the bits are the same.
+ */
+struct ternary_rows {
+	uint32_t n;
+	const int8_t *laid;
+	size_t stride; /* bytes, a multiple of KERNELS_ALIGN, laid_bytes() or more */
+	const int32_t *sums; /* [n][groups] */
+	const float *d;	     /* [n] */
+};
+struct head_rows {
+	uint32_t n;
+	const struct laid_head *laid; /* [n] */
+	const float *d;		      /* [n] */
+};
+/*
+ * y[i * y_stride + row], strides in floats and whole tiles. scratch: one thread's own, aligned, of
+ * kernels_scratch_bytes() of the shape; what is in it does not matter.
+ */
+typedef void ternary_rows_op(const struct packed_shape *s, const void *packed, const float *scales,
+			     const struct ternary_rows *a, uint32_t tile0, uint32_t tile1, float *y,
+			     size_t y_stride, void *scratch);
+typedef void head_rows_op(const struct packed_shape *s, const void *packed, const float *scales,
+			  const struct head_rows *a, uint32_t tile0, uint32_t tile1, float *y,
+			  size_t y_stride, void *scratch);
+size_t kernels_scratch_bytes(const struct packed_shape *s);
+
+/*
+ * A head in halves (PACKED_F16, PACKED_BF16): y[i * y_stride + row] = sum256 of the row's weights times
+ * x[i * x_stride], each partial a chain of fma(w, x, p).
+ */
+typedef void head_half_op(const struct packed_shape *s, const void *packed, const float *x,
+			  size_t x_stride, uint32_t n, uint32_t tile0, uint32_t tile1, float *y,
+			  size_t y_stride);
+
 struct kernels {
 	ternary_op *ternary[PACKED_COUNT]; /* by layout: PACKED_2BIT and PACKED_BASE3 */
+	ternary_rows_op *ternary_rows[PACKED_COUNT];
 	head_op *head_int8;
+	head_rows_op *head_int8_rows;
+	head_half_op *head_half;
 	const char *isa; /* the highest rung taken: "scalar", "avx2", "avx512", "neon" */
 };
 
