@@ -243,10 +243,6 @@ static bool check_service(struct broker *b, const struct onebit_sqe *e, struct r
 				  ms_until(b, l->retry_ns));
 	if (l->hello.version && !(l->hello.ops >> e->op & 1))
 		return no(why, ONEBIT_E_UNSUPPORTED, e->op);
-	if (e->in_len < 8)
-		return no(why, ONEBIT_E_BAD_RANGE, SQE_AT(in_off));
-	if (e->in_off % 8)
-		return no(why, ONEBIT_E_BAD_RANGE, SQE_AT(in_off));
 	return true;
 }
 
@@ -314,32 +310,39 @@ static bool check_model(struct broker *b, uint8_t op, const struct onebit_params
 	enum onebit_code code;
 	uint64_t detail;
 
-	if (p->session)
-		return no(why, p->n_resume ? ONEBIT_E_LOST : ONEBIT_E_NOT_FOUND, p->session);
 	if (!b->link[b->active].hello.version)
 		return true; /* its hello is still to come; link.c judges then */
 	code = link_judge(b, (unsigned)b->active, op, p, &detail);
 	return code == ONEBIT_E_OK || no(why, code, detail);
 }
 
-static bool admit_block(struct broker *b, struct client *c, const struct onebit_sqe *e,
-			uint32_t *copied, struct refusal *why)
+/* The parameters at the start of a request's block, as far as they stand for themselves. */
+static bool read_params(struct broker *b, struct client *c, const struct onebit_sqe *e,
+			struct onebit_params *p, struct refusal *why)
 {
-	struct onebit_params p = { 0 };
-	uint32_t head = e->in_len < sizeof(p) ? e->in_len : (uint32_t)sizeof(p);
+	uint32_t head = e->in_len < sizeof(*p) ? e->in_len : (uint32_t)sizeof(*p);
+
+	if (e->in_len < 8 || e->in_off % 8)
+		return no(why, ONEBIT_E_BAD_RANGE, SQE_AT(in_off));
+	ring_copy_in(&c->ring, e->in_off, p, head);
+	if (p->size < sizeof(*p)) /* an older client: what it does not know is zero */
+		memset((uint8_t *)p + (p->size < 8 ? 8 : p->size), 0,
+		       sizeof(*p) - (p->size < 8 ? 8 : p->size));
+	return check_params(b, c, e, p, why);
+}
+
+/* What runs in the executor: with a block, or about a session, which needs none. */
+static bool admit_request(struct broker *b, struct client *c, const struct onebit_sqe *e,
+			  bool block, uint32_t *copied, struct refusal *why)
+{
+	struct onebit_params p = { .size = sizeof(p), .n_choices = 1, .session = e->arg };
 	uint32_t who, rec_off, rec_cap, uid, cap;
 	struct journal_entry *entry;
 	struct request *r;
 	uint64_t bytes;
 
-	if (!check_service(b, e, why))
-		return false;
-	ring_copy_in(&c->ring, e->in_off, &p, head);
-	if (p.size < sizeof(p)) /* an older client: what it does not know is zero */
-		memset((uint8_t *)&p + (p.size < 8 ? 8 : p.size), 0,
-		       sizeof(p) - (p.size < 8 ? 8 : p.size));
-	if (!check_params(b, c, e, &p, why) || !check_window(e, &p, &rec_off, &rec_cap, why) ||
-	    !check_model(b, e->op, &p, why))
+	if (!check_service(b, e, why) || (block && !read_params(b, c, e, &p, why)) ||
+	    !check_window(e, &p, &rec_off, &rec_cap, why) || !check_model(b, e->op, &p, why))
 		return false;
 
 	uid = b->quota.p[c->who].uid;
@@ -364,7 +367,7 @@ static bool admit_block(struct broker *b, struct client *c, const struct onebit_
 	entry->tokens_cap = cap;
 	ring_copy_in(&c->ring, e->in_off, (uint8_t *)(entry + 1), e->in_len);
 	*copied += e->in_len;
-	if (!check_tables(&p, (const uint8_t *)(entry + 1), e->in_len, why)) {
+	if (block && !check_tables(&p, (const uint8_t *)(entry + 1), e->in_len, why)) {
 		journal_give(&b->journal, entry);
 		quota_unref(&b->quota, who);
 		return false;
@@ -545,13 +548,13 @@ void admit(struct broker *b, struct client *c, const struct onebit_sqe *e, uint3
 	case ONEBIT_OP_DETOKENIZE:
 	case ONEBIT_OP_SCORE:
 	case ONEBIT_OP_EMBED:
-		ok = admit_block(b, c, e, copied, &why);
+		ok = admit_request(b, c, e, true, copied, &why);
 		break;
 	case ONEBIT_OP_ADMIN:
 		ok = admin(b, c, e, copied, &why);
 		break;
-	default: /* sessions: no executor has them yet */
-		ok = no(&why, ONEBIT_E_UNSUPPORTED, e->op);
+	default: /* a session's open, fork, close */
+		ok = admit_request(b, c, e, false, copied, &why);
 	}
 	if (!ok)
 		client_refuse(b, c, e->user_data, why.code, why.detail, why.retry_ms);

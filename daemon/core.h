@@ -127,6 +127,8 @@ struct link {
 	struct onebit_kv kv;
 	struct onebit_timing timing[EXEC_TIMINGS_MAX];
 	uint32_t n_timing;
+	struct onebit_session session[EXEC_SESSIONS_MAX];
+	uint32_t n_session;
 };
 
 struct broker {

@@ -41,6 +41,7 @@
 #define EXEC_DATA_BYTES  (4u << 20)
 #define EXEC_EVENT_DATA_MAX (256u << 10) /* bytes of one event */
 #define EXEC_TIMINGS_MAX 64u
+#define EXEC_SESSIONS_MAX 64u  /* that live with one executor */
 
 /* ---- commands: broker to executor ---------------------------------------------------------- */
 
@@ -67,6 +68,7 @@ _Static_assert(sizeof(struct exec_cmd) == 64, "a command is one line");
 #define EXEC_EV_END      6 /* slot is free: code, detail, res, prompt_tokens, cached_tokens */
 #define EXEC_EV_KV       7 /* data = struct onebit_kv: latest statistics */
 #define EXEC_EV_TIMING   8 /* data = struct onebit_timing[n]: latest statistics */
+#define EXEC_EV_SESSIONS 10 /* data = struct onebit_session[n]: all that there are now */
 #define EXEC_EV_FAULT    9 /* data = text without NUL, <= 96 bytes: the device failed; exit follows */
 struct exec_event {
 	uint32_t kind;
@@ -133,6 +135,11 @@ _Static_assert(offsetof(struct exec_own_region, events) == 384, "own line");
  * client's, extended to today's size, with defaults filled in; its tables lie in the block, whose
  * offsets the broker has checked to stay inside it (contents of segments, bias, grammar are for
  * the executor to judge). An executor copies done[] when it takes RUN: the broker appends to it.
+ */
+/*
+ * SESSION_OPEN, SESSION_FORK and SESSION_CLOSE have no block; params.session is the session that they
+ * are about, and a new one's handle is the entry's request_id. Sessions live as long as their executor:
+ * what wants one that is gone ends NOT_FOUND, or LOST when some of it was delivered already.
  */
 #define JOURNAL_MAGIC 0x4c4e524au
 struct journal_done {

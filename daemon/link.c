@@ -186,7 +186,7 @@ static void idle(struct broker *b, unsigned i)
 	l->backoff_ns = 0;
 	memset(&l->hello, 0, sizeof(l->hello));
 	memset(&l->kv, 0, sizeof(l->kv));
-	l->n_timing = 0;
+	l->n_timing = l->n_session = 0;
 	if (b->active == (int)i) {
 		b->active = LINK_NONE;
 		b->state_changed = true;
@@ -375,6 +375,9 @@ enum onebit_code link_judge(const struct broker *b, unsigned i, uint8_t op,
 	*detail = op;
 	if (!(h->ops >> op & 1))
 		return ONEBIT_E_UNSUPPORTED;
+	*detail = p->session;
+	if (p->session && !(h->ops >> ONEBIT_OP_SESSION_OPEN & 1))
+		return p->n_resume ? ONEBIT_E_LOST : ONEBIT_E_NOT_FOUND;
 	*detail = offsetof(struct onebit_params, flags);
 	if (p->flags & ~h->param_flags)
 		return ONEBIT_E_BAD_PARAM;
@@ -607,6 +610,12 @@ static bool may_end_with(enum onebit_code code)
 	}
 }
 
+/* The handle that an answer gives: of the session that the request has made, or none. */
+static uint64_t new_session(const struct request *r)
+{
+	return r->op == ONEBIT_OP_SESSION_OPEN || r->op == ONEBIT_OP_SESSION_FORK ? r->id : 0;
+}
+
 static void end(struct broker *b, unsigned i, struct request *r, const struct exec_event *ev)
 {
 	struct link *l = &b->link[i];
@@ -620,6 +629,8 @@ static void end(struct broker *b, unsigned i, struct request *r, const struct ex
 			for (uint32_t k = 0; k < r->n_choices; k++)
 				if (!r->entry->done[k].finish)
 					return lie(b, i, "an end before every choice ended", ev);
+		if (ev->code == ONEBIT_E_OK && ev->detail != new_session(r))
+			return lie(b, i, "an end with somebody's session", ev);
 		progressed(b, l, r);
 		if (ev->prompt_tokens) {
 			r->prompt_tokens = ev->prompt_tokens;
@@ -704,6 +715,12 @@ static void event(struct broker *b, unsigned i, const struct exec_event *ev)
 			return lie(b, i, "statistics of the wrong size", ev);
 		copy_shared(l->timing, data_of(b, i, ev), ev->data_len);
 		l->n_timing = ev->n;
+		return;
+	case EXEC_EV_SESSIONS:
+		if (ev->n > EXEC_SESSIONS_MAX || ev->data_len != ev->n * sizeof(l->session[0]))
+			return lie(b, i, "sessions of the wrong size", ev);
+		copy_shared(l->session, data_of(b, i, ev), ev->data_len);
+		l->n_session = ev->n;
 		return;
 	case EXEC_EV_FAULT:
 		if (ev->data_len >= sizeof(text))

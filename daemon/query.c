@@ -121,6 +121,20 @@ static void incidents(struct broker *b, struct client *c, const struct onebit_sq
 				(int32_t)(n * sizeof(struct onebit_incident)), seen);
 }
 
+/* Only one's own without the admin right. */
+static void sessions(struct broker *b, struct client *c, const struct onebit_sqe *e, uint32_t first)
+{
+	const struct link *l = active(b);
+	struct onebit_session seen[EXEC_SESSIONS_MAX];
+	uint32_t n = 0;
+
+	for (uint32_t i = 0; l && i < l->n_session; i++)
+		if ((c->features & ONEBIT_FEAT_ADMIN) ||
+		    l->session[i].uid == b->quota.p[c->who].uid)
+			seen[n++] = l->session[i];
+	answer_array(b, c, e, seen, n, sizeof(seen[0]), first);
+}
+
 void query(struct broker *b, struct client *c, const struct onebit_sqe *e)
 {
 	uint32_t topic = (uint32_t)e->arg, cursor = (uint32_t)(e->arg >> 32);
@@ -144,8 +158,8 @@ void query(struct broker *b, struct client *c, const struct onebit_sqe *e)
 		if (topic == ONEBIT_QUERY_KV)
 			return answer(b, c, e, &l->kv, sizeof(l->kv));
 		return answer_array(b, c, e, l->timing, l->n_timing, sizeof(l->timing[0]), cursor);
-	case ONEBIT_QUERY_SESSIONS: /* no executor has sessions yet: there are none */
-		return answer_array(b, c, e, NULL, 0, sizeof(struct onebit_session), cursor);
+	case ONEBIT_QUERY_SESSIONS:
+		return sessions(b, c, e, cursor);
 	case ONEBIT_QUERY_METRICS:
 		return answer(b, c, e, broker_stats(b), sizeof(struct onebit_stats));
 	case ONEBIT_QUERY_CONFIG:

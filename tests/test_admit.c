@@ -158,8 +158,8 @@ static const struct {
 	{ "verb", ONEBIT_OP_ADMIN, SQE(arg), 8, 5, ONEBIT_E_BAD_FIELD, SQE(arg) },
 	{ "no path", ONEBIT_OP_ADMIN, SQE(arg), 8, ONEBIT_ADMIN_SWAP, ONEBIT_E_BAD_RANGE, SQE(in_off) },
 	{ "path", ONEBIT_OP_ADMIN, SQE(in_len), 4, 8, ONEBIT_E_BAD_RANGE, SQE(in_off) },
-	{ "sessions", ONEBIT_OP_NOP, SQE(op), 1, ONEBIT_OP_SESSION_OPEN, ONEBIT_E_UNSUPPORTED,
-	  ONEBIT_OP_SESSION_OPEN },
+	{ "session", ONEBIT_OP_SESSION_OPEN, SQE(arg), 8, 1, ONEBIT_E_RESERVED, SQE(arg) },
+	{ "block", ONEBIT_OP_SESSION_CLOSE, SQE(in_len), 4, 8, ONEBIT_E_RESERVED, SQE(in_off) },
 };
 
 static struct onebit_sqe valid(unsigned op)
@@ -318,11 +318,7 @@ START_TEST(block_fields)
 		bad_block("reserved1", &t, ONEBIT_E_BAD_PARAM, PARAM(reserved1));
 	}
 	core_block_full(&t);
-	t.p.session = 9;
-	bad_block("session of a resumed request", &t, ONEBIT_E_LOST, 9);
 	t.p.n_resume = t.p.resume_off = 0;
-	bad_block("session", &t, ONEBIT_E_NOT_FOUND, 9);
-	t.p.session = 0;
 	t.p.model_id[31] = 1;
 	bad_block("model", &t, ONEBIT_E_MODEL_CHANGED, ask_core->page->model_generation);
 	core_block_full(&t);
@@ -454,6 +450,89 @@ START_TEST(rights)
 }
 END_TEST
 
+/* An executor that has no sessions would be asked for some, and one that has them not be. */
+START_TEST(no_sessions)
+{
+	struct core_block t;
+
+	ask_core = core_new(NULL, true, true);
+	ask_me = core_attach(ask_core, 1000, NULL, NULL);
+	ck_assert_int_ge(ask_me, 0);
+	core_pass(ask_core, 1000000);
+	core_pass(ask_core, 1000000); /* its hello */
+	for (uint8_t op = ONEBIT_OP_SESSION_OPEN; op <= ONEBIT_OP_SESSION_CLOSE; op++)
+		ask_refused("op", ask((struct onebit_sqe){ .op = op }), ONEBIT_E_UNSUPPORTED, op);
+	core_block_plain(&t, "tell", 4);
+	t.p.session = 9;
+	bad_block("session", &t, ONEBIT_E_NOT_FOUND, 9);
+	core_block_full(&t);
+	t.p.session = 9;
+	bad_block("session of a resumed request", &t, ONEBIT_E_LOST, 9);
+	ask_end();
+}
+END_TEST
+
+static struct onebit_cqe session_answer(const struct onebit_sqe *e, uint32_t asked, uint64_t handle)
+{
+	struct onebit_cqe cqe = { 0 };
+	struct exec_event ev;
+	struct exec_cmd run;
+	unsigned more;
+
+	core_submit(ask_core, ask_me, e);
+	core_run(ask_core);
+	run = core_exec_run(ask_core, 0);
+	ck_assert_uint_eq(run.op, e->op);
+	ck_assert_uint_eq(executor_entry(&ask_core->x[0].e, &run)->params.session, asked);
+	ev = core_event(&run, EXEC_EV_END);
+	ev.detail = handle == UINT64_MAX ?
+			    executor_entry(&ask_core->x[0].e, &run)->request_id : handle;
+	core_exec_emit(ask_core, 0, &ev, NULL);
+	core_run(ask_core);
+	core_terminal(ask_core, ask_me, &cqe, &more);
+	return cqe;
+}
+
+/* A session's handle would not reach its owner, be one that another has, or be told to strangers. */
+START_TEST(sessions)
+{
+	struct exec_event ev = { .kind = EXEC_EV_SESSIONS, .n = 2,
+				 .data_len = 2 * sizeof(struct onebit_session) };
+	struct onebit_session there[2] = { { .session = 5, .uid = 1000 },
+					   { .session = 6, .uid = 1001 } };
+	struct onebit_sqe query = { .op = ONEBIT_OP_QUERY, .arg = ONEBIT_QUERY_SESSIONS,
+				    .out_len = 4096 };
+	struct onebit_cqe cqe;
+	struct policy p;
+	uint64_t first;
+
+	core_policy(&p);
+	p.limits.admin = false;
+	ask_begin(&p);
+	cqe = session_answer(&(struct onebit_sqe){ .op = ONEBIT_OP_SESSION_OPEN }, 0, UINT64_MAX);
+	ck_assert_int_eq(cqe.res, 0);
+	first = cqe.u.end.detail;
+	ck_assert_uint_ne(first, 0);
+	cqe = session_answer(&(struct onebit_sqe){ .op = ONEBIT_OP_SESSION_FORK, .arg = 77 }, 77,
+			     UINT64_MAX);
+	ck_assert_uint_ne(cqe.u.end.detail, first);
+	cqe = session_answer(&(struct onebit_sqe){ .op = ONEBIT_OP_SESSION_CLOSE, .arg = 77 }, 77, 0);
+	ck_assert_int_eq(cqe.res, 0);
+	ck_assert_uint_eq(cqe.u.end.detail, 0);
+
+	core_exec_emit(ask_core, 0, &ev, there);
+	core_run(ask_core);
+	cqe = ask(query);
+	ck_assert_int_eq(cqe.res, sizeof(there[0]));
+	ck_assert_mem_eq(core_out(ask_core, ask_me), &there[0], sizeof(there[0]));
+
+	ck_assert_uint_eq(broker_stats(ask_core->b)->executor_lies, 0);
+	session_answer(&(struct onebit_sqe){ .op = ONEBIT_OP_SESSION_OPEN }, 0, first);
+	ck_assert_uint_eq(broker_stats(ask_core->b)->executor_lies, 1);
+	ask_end();
+}
+END_TEST
+
 /* A topic that answers outside its window, or not at all, is a hole or a dead end. */
 START_TEST(topics)
 {
@@ -488,6 +567,8 @@ int main(void)
 	tcase_add_test(t, block_versions);
 	tcase_add_test(t, too_big);
 	tcase_add_test(t, rights);
+	tcase_add_test(t, no_sessions);
+	tcase_add_test(t, sessions);
 	tcase_add_test(t, topics);
 	suite_add_tcase(s, t);
 	return ask_main(s);
