@@ -5,6 +5,7 @@
  */
 #include <check.h>
 #include <math.h>
+#include <stdbool.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -310,6 +311,290 @@ START_TEST(any_shape)
 }
 END_TEST
 
+/* ---- several rows at once -------------------------------------------------------------------- */
+
+enum { ROWS_MAX = 41 };
+
+/* n rows of activations for one matrix: each a product of its own, laid out into one array. */
+struct batch {
+	struct product p; /* the matrix, and the last row */
+	uint32_t n;
+	size_t stride, y_stride;
+	int8_t *laid;
+	int32_t *sums;
+	struct laid_head head[ROWS_MAX];
+	float d[ROWS_MAX], *want, *y;
+	void *scratch;
+};
+
+static void batch_rows(const struct kernels *k, const struct batch *b, uint32_t from, uint32_t to,
+		       float *y)
+{
+	const struct ternary_rows rows = { b->n, b->laid, b->stride, b->sums, b->d };
+	const struct head_rows heads = { b->n, b->head, b->d };
+
+	memset(b->scratch, 0xa5, kernels_scratch_bytes(&b->p.s));
+	if (b->p.s.layout == PACKED_INT8)
+		k->head_int8_rows(&b->p.s, b->p.packed, b->p.scales, &heads, from, to, y,
+				  b->y_stride, b->scratch);
+	else
+		k->ternary_rows[b->p.s.layout](&b->p.s, b->p.packed, b->p.scales, &rows, from, to,
+					       y, b->y_stride, b->scratch);
+}
+
+/* What a product of one row says, n times; that is judged elsewhere. */
+static void batch_fill(struct batch *b, enum fill values)
+{
+	struct product *p = &b->p;
+	size_t n = (size_t)packed_units(&p->s) * packed_span(p->s.layout);
+	struct kernels k;
+
+	kernels_choose(&k, 0);
+	for (uint32_t i = 0; i < b->n; i++) {
+		for (uint32_t c = 0; c < p->s.cols; c++) {
+			uint64_t r = tiny_random(&seed);
+
+			p->q[c] = (int8_t)(values == ALL_LOWEST ? -128 : values == SIGNS ? 127 : (int)(r & 255));
+			p->wide[c] = (int16_t)(values == ALL_LOWEST ? -32767
+					       : values == SIGNS    ? 32767
+								    : (int)(r % 65535) - 32767);
+		}
+		p->d = b->d[i] = ldexpf(1 + (float)(tiny_random(&seed) % 1000) / 999, -(int)i % 9);
+		b->head[i] = (struct laid_head){ get(n * 2), get(n), get(n), 0 };
+		if (p->s.layout == PACKED_INT8) {
+			lay_head(&p->s, p->wide, &b->head[i]);
+			p->head = b->head[i];
+		} else {
+			lay_ternary(&p->s, p->q, b->laid + i * b->stride,
+				    b->sums + (size_t)i * p->s.groups);
+			p->laid = b->laid + i * b->stride;
+			p->sums = b->sums + (size_t)i * p->s.groups;
+		}
+		run(&k, p, 0, packed_tiles(&p->s), b->want + i * b->y_stride);
+	}
+}
+
+/* Every version, whole and one tile alone; nothing else is written. */
+static void judge_batch(struct batch *b)
+{
+	const struct packed_shape *s = &b->p.s;
+	uint32_t tiles = packed_tiles(s), one = (uint32_t)(tiny_random(&seed) % tiles);
+	size_t n = b->n * b->y_stride;
+	struct kernels k;
+
+	for (size_t m = 0; m < COUNT(masks); m++) {
+		kernels_choose(&k, masks[m]);
+		memset(b->y, 0x5a, n * sizeof(float));
+		batch_rows(&k, b, 0, tiles, b->y);
+		for (size_t i = 0; i < n; i++)
+			if (memcmp(&b->y[i], &b->want[i], sizeof(float)))
+				ck_abort_msg("%s %u x %u, %u groups, %u rows at once: row %zu of "
+					     "%zu by %s is %a, not %a",
+					     packed_name(s->layout), s->rows, s->cols, s->groups,
+					     b->n, i % b->y_stride, i / b->y_stride, k.isa,
+					     (double)b->y[i], (double)b->want[i]);
+		memset(b->y, 0x5a, n * sizeof(float));
+		batch_rows(&k, b, one, one + 1, b->y);
+		for (size_t i = 0; i < n; i++) {
+			bool asked = i % b->y_stride / PACKED_ROWS == one;
+			uint32_t bits;
+
+			memcpy(&bits, &b->y[i], sizeof(bits));
+			ck_assert(asked ? !memcmp(&b->y[i], &b->want[i], sizeof(float)) :
+					  bits == 0x5a5a5a5a);
+		}
+	}
+}
+
+static void batch(uint32_t layout, uint32_t rows, uint32_t cols, uint32_t n_groups, uint32_t n,
+		  enum fill weights, enum fill values)
+{
+	struct batch b = { .p = product_new(layout, rows, cols, n_groups, weights, values),
+			   .n = n };
+	struct product p = b.p;
+	size_t y_bytes;
+
+	/* Whole tiles and some more, which nobody writes. */
+	b.y_stride = p.n_rows + PACKED_ROWS * (n % 2);
+	y_bytes = n * b.y_stride * sizeof(float);
+	b.stride = (laid_bytes(&p.s) + 63) / 64 * 64 + 64 * (size_t)(n % 3);
+	b.laid = get(n * b.stride);
+	memset(b.laid, 0x77, n * b.stride);
+	b.sums = get(n * n_groups * sizeof(int32_t));
+	b.scratch = get(kernels_scratch_bytes(&p.s));
+	b.want = get(y_bytes);
+	b.y = get(y_bytes);
+	memset(b.want, 0x5a, y_bytes);
+	batch_fill(&b, values);
+	judge_batch(&b);
+	for (uint32_t i = 0; i < n; i++) {
+		free(b.head[i].q);
+		free(b.head[i].high);
+		free(b.head[i].low);
+	}
+	free(b.laid);
+	free(b.sums);
+	free(b.scratch);
+	free(b.want);
+	free(b.y);
+	product_free(&p);
+}
+
+/* Each count has its own registers and its own remainder. */
+START_TEST(counts)
+{
+	for (size_t l = 0; l < COUNT(layouts); l++)
+		for (uint32_t n = 1; n < ROWS_MAX; n++) {
+			uint64_t r = tiny_random(&seed);
+			uint32_t n_groups = layouts[l] == PACKED_INT8 ? 1 : 1 + (uint32_t)(r % 3);
+			uint32_t cols = n_groups > 1 ? n_groups * 64 * (1 + (uint32_t)(r >> 8) % 4) :
+						       1 + (uint32_t)(r >> 8) % 700;
+
+			batch(layouts[l], 1 + (uint32_t)(r >> 40) % 70, cols, n_groups, n, RANDOM,
+			      RANDOM);
+		}
+}
+END_TEST
+
+/* Sums as large as they get, through every shape of registers. */
+START_TEST(batch_extremes)
+{
+	static const uint32_t cols[] = { 6912, 8640, KERNELS_COLS_MAX };
+	static const uint32_t n[] = { 2, 3, 5, 9, 14 };
+
+	for (size_t l = 0; l < COUNT(layouts); l++)
+		for (size_t i = 0; i < COUNT(n); i++)
+			for (int v = ALL_LOWEST; v <= SIGNS; v++) {
+				batch(layouts[l], 3, cols[i % 2], 1, n[i], ALL_LOWEST, (enum fill)v);
+				if (n[i] < 4)
+					batch(layouts[l], 3, cols[2], 1, n[i], ALL_LARGEST,
+					      (enum fill)v);
+			}
+}
+END_TEST
+
+/* ---- heads in halves ------------------------------------------------------------------------- */
+
+static double half_value(uint32_t layout, uint16_t h)
+{
+	int exponent = layout == PACKED_BF16 ? h >> 7 & 255 : h >> 10 & 31;
+	int bits = layout == PACKED_BF16 ? 7 : 10, bias = layout == PACKED_BF16 ? 127 : 15;
+	double fraction = h & ((1 << bits) - 1);
+
+	fraction = exponent ? fraction + (1 << bits) : fraction;
+	return (h & 0x8000 ? -1 : 1) * ldexp(fraction, (exponent ? exponent : 1) - bias - bits);
+}
+
+/* sum256 of chains of fma, by the sentence. */
+static float half_contract(uint32_t layout, const uint16_t *w, const float *x, uint32_t n)
+{
+	float p[256];
+
+	for (uint32_t l = 0; l < 256; l++) {
+		p[l] = 0;
+		for (uint32_t i = l; i < n; i += 256)
+			p[l] = fmaf((float)half_value(layout, w[i]), x[i], p[l]);
+	}
+	for (uint32_t n_left = 128; n_left; n_left /= 2)
+		for (uint32_t l = 0; l < n_left; l++)
+			p[l] = p[l] + p[l + n_left];
+	return p[0];
+}
+
+static uint16_t half_random(uint32_t layout)
+{
+	uint64_t r = tiny_random(&seed);
+	uint16_t h = (uint16_t)r;
+
+	/* Mostly of the size that weights have; sometimes anything finite, subnormals and zeros. */
+	if (r >> 60)
+		h = (uint16_t)(layout == PACKED_BF16 ? (h & 0x80ff) | 0x3e00 :
+						       (h & 0x8fff) | 0x2000);
+	else if (r >> 59 & 1)
+		h &= 0x8007;
+	if (layout == PACKED_BF16 && (h & 0x7f80) == 0x7f80)
+		h &= 0xbfff;
+	if (layout == PACKED_F16 && (h & 0x7c00) == 0x7c00)
+		h &= 0xbfff;
+	return h;
+}
+
+static void halves(uint32_t layout, uint32_t rows, uint32_t cols, uint32_t n)
+{
+	const struct packed_shape s = { layout, rows, cols, 1 };
+	const uint32_t tiles = packed_tiles(&s), y_stride = (tiles + n % 2) * PACKED_ROWS;
+	const size_t x_stride = cols + n % 4, n_y = (size_t)n * y_stride;
+	const size_t tile = packed_bytes(&s) / tiles;
+	uint16_t *w = get((size_t)rows * cols * 2);
+	uint8_t *packed = get(packed_bytes(&s));
+	float *x = get(n * x_stride * sizeof(float)), *want = get(n_y * sizeof(float));
+	float *y = get(n_y * sizeof(float));
+	struct kernels k;
+
+	for (size_t i = 0; i < (size_t)rows * cols; i++)
+		w[i] = half_random(layout);
+	for (uint32_t t = 0; t < tiles; t++)
+		packed_tile(&s, w + (size_t)t * PACKED_ROWS * cols,
+			    rows - t * PACKED_ROWS < PACKED_ROWS ? rows - t * PACKED_ROWS :
+								   PACKED_ROWS,
+			    packed + t * tile);
+	/* What lies between two rows is infinite: it takes part in nothing. */
+	for (size_t i = 0; i < n * x_stride; i++) {
+		uint64_t r = tiny_random(&seed);
+
+		x[i] = i % x_stride >= cols ? INFINITY :
+					      ldexpf((float)(int)(r % 4001) - 2000,
+						     r >> 60 ? -9 : -(int)(r >> 40) % 140);
+	}
+	memset(want, 0x5a, n_y * sizeof(float));
+	kernels_choose(&k, 0);
+	k.head_half(&s, packed, x, x_stride, n, 0, tiles, want, y_stride);
+	for (uint32_t i = 0; i < n; i++)
+		for (uint32_t r = 0; r < rows; r++) {
+			float v = half_contract(layout, w + (size_t)r * cols, x + i * x_stride,
+						cols);
+
+			ck_assert_msg(!memcmp(&v, &want[(size_t)i * y_stride + r], sizeof(v)),
+				      "%s %u x %u: row %u of %u is not the contract's",
+				      packed_name(layout), rows, cols, r, i);
+		}
+	for (size_t m = 0; m < COUNT(masks); m++) {
+		kernels_choose(&k, masks[m]);
+		memset(y, 0x5a, n_y * sizeof(float));
+		for (uint32_t t = tiles; t--;)
+			k.head_half(&s, packed, x, x_stride, n, t, t + 1, y, y_stride);
+		ck_assert_msg(!memcmp(y, want, n_y * sizeof(float)),
+			      "%s %u x %u, %u rows at once, by %s", packed_name(layout), rows, cols,
+			      n, k.isa);
+	}
+	free(w);
+	free(packed);
+	free(x);
+	free(want);
+	free(y);
+}
+
+/* Lengths around a unit, a vector and the 256 partials; numbers of rows that share a load. */
+START_TEST(half_heads)
+{
+	static const uint32_t cols[] = { 1,   7,   8,	9,   127, 128, 129,
+					 255, 256, 257, 264, 511, 512, 1283 };
+
+	for (uint32_t layout = PACKED_F16; layout <= PACKED_BF16; layout++) {
+		for (size_t c = 0; c < COUNT(cols); c++)
+			halves(layout, 33, cols[c], 1 + (uint32_t)c % 4);
+		for (uint32_t n = 1; n < 9; n++)
+			halves(layout, 40, 300 + 37 * n, n);
+		for (unsigned i = 0; i < scaled(20); i++) {
+			uint64_t r = tiny_random(&seed);
+
+			halves(layout, 1 + (uint32_t)(r % 70), 1 + (uint32_t)(r >> 10) % 1500,
+			       1 + (uint32_t)(r >> 50) % 5);
+		}
+	}
+}
+END_TEST
+
 /* The mask is what tests and doubts rely on: nothing above it may run. */
 START_TEST(choice)
 {
@@ -326,6 +611,8 @@ START_TEST(choice)
 					: may & KERNELS_NEON ? "neon"
 							     : "scalar");
 		ck_assert(k.ternary[PACKED_2BIT] && k.ternary[PACKED_BASE3] && k.head_int8);
+		ck_assert(k.ternary_rows[PACKED_2BIT] && k.ternary_rows[PACKED_BASE3]);
+		ck_assert(k.head_int8_rows && k.head_half);
 	}
 	printf("this CPU: %s\n", k.isa);
 }
@@ -345,6 +632,9 @@ int main(void)
 	tcase_add_test(t, extremes);
 	tcase_add_test(t, groups);
 	tcase_add_test(t, any_shape);
+	tcase_add_test(t, counts);
+	tcase_add_test(t, batch_extremes);
+	tcase_add_test(t, half_heads);
 	suite_add_tcase(s, t);
 	r = srunner_create(s);
 	srunner_run_all(r, CK_NORMAL);

@@ -1,6 +1,8 @@
 /* SPDX-License-Identifier: MIT */
 /*
- * Reads memory as fast as it comes. One pass of 64-byte lines in ascending order, four vectors of
+ * Reads memory as fast as it comes, and multiplies as fast as registers go (probe_macs.h).
+ *
+ * Reading: one pass of 64-byte lines in ascending order, four vectors of
  * 16 bytes each: the hardware prefetcher does the rest. Wider loads, software prefetch and several
  * streams were tried on an EPYC of Zen 4 and were no faster, so that no CPU needs code of its own
  * here.
@@ -16,10 +18,13 @@
 #include <sys/mman.h>
 #include <time.h>
 #include "probe.h"
+#include "probe_macs.h"
 
 #define MAX_THREADS 256u
 #define MAX_ROUNDS  101u
 #define LARGE_PAGE  ((size_t)2 << 20)
+#define MACS_ROUNDS 9u
+#define MACS_TURNS  ((uint64_t)1 << 20) /* some milliseconds */
 
 typedef uint64_t words __attribute__((vector_size(16)));
 
@@ -34,6 +39,7 @@ struct probe {
 	pthread_mutex_t gate; /* held until it is known whether all threads are there */
 	bool go;
 	pthread_barrier_t line;
+	const struct macs_loop *macs; /* what is run instead of reading */
 	size_t share; /* bytes a thread */
 	unsigned rounds;
 	double at[MAX_ROUNDS + 1]; /* when each round began; by the first reader */
@@ -74,13 +80,18 @@ static void *reader_run(void *arg)
 	pthread_mutex_unlock(&p->gate);
 	if (!go)
 		return NULL;
-	memset(r->from, 1, p->share);
+	if (!p->macs)
+		memset(r->from, 1, p->share);
 	for (unsigned i = 0; i <= p->rounds; i++) {
 		/* A round ends when the slowest is done. */
 		pthread_barrier_wait(&p->line);
 		if (r == p->readers)
 			p->at[i] = now_s();
-		if (i < p->rounds)
+		if (i == p->rounds)
+			break;
+		if (p->macs)
+			p->macs->turns(MACS_TURNS);
+		else
 			r->seen |= read_all(r->from, p->share);
 	}
 	return NULL;
@@ -102,7 +113,8 @@ static bool run(struct probe *p, unsigned threads, char *memory)
 		return false;
 	pthread_mutex_init(&p->gate, NULL);
 	for (unsigned i = 0; i < threads; i++)
-		p->readers[i] = (struct reader){ .all = p, .from = memory + i * p->share };
+		p->readers[i] = (struct reader){ .all = p,
+						 .from = memory ? memory + i * p->share : NULL };
 	pthread_mutex_lock(&p->gate);
 	while (started < threads &&
 	       !pthread_create(&p->readers[started].thread, NULL, reader_run, &p->readers[started]))
@@ -117,9 +129,38 @@ static bool run(struct probe *p, unsigned threads, char *memory)
 	return p->go;
 }
 
+/* Seconds, the median of the rounds. */
+static double median_s(const struct probe *p)
+{
+	double took[MAX_ROUNDS];
+
+	for (unsigned i = 0; i < p->rounds; i++)
+		took[i] = p->at[i + 1] - p->at[i];
+	qsort(took, p->rounds, sizeof(*took), by_size);
+	return took[p->rounds / 2];
+}
+
+double probe_macs(unsigned threads)
+{
+	const struct macs_loop *loop = macs_loop_best();
+	struct probe *p;
+	double macs = 0;
+
+	threads = threads < 1 ? 1 : threads > MAX_THREADS ? MAX_THREADS : threads;
+	p = loop ? calloc(1, sizeof(*p)) : NULL;
+	if (!p)
+		return 0;
+	p->macs = loop;
+	p->rounds = MACS_ROUNDS;
+	if (run(p, threads, NULL))
+		macs = (double)loop->macs * (double)MACS_TURNS * threads / median_s(p) * 1e-9;
+	free(p);
+	return macs;
+}
+
 double probe_read_gbs(unsigned threads, size_t bytes, unsigned rounds)
 {
-	double took[MAX_ROUNDS], gbs = 0;
+	double gbs = 0;
 	struct probe *p;
 	char *memory;
 	size_t share;
@@ -136,12 +177,8 @@ double probe_read_gbs(unsigned threads, size_t bytes, unsigned rounds)
 		(void)madvise(memory, share * threads, MADV_HUGEPAGE);
 		p->share = share;
 		p->rounds = rounds;
-		if (run(p, threads, memory)) {
-			for (unsigned i = 0; i < rounds; i++)
-				took[i] = p->at[i + 1] - p->at[i];
-			qsort(took, rounds, sizeof(*took), by_size);
-			gbs = (double)share * threads / took[rounds / 2] * 1e-9;
-		}
+		if (run(p, threads, memory))
+			gbs = (double)share * threads / median_s(p) * 1e-9;
 	}
 	free(memory);
 	free(p);

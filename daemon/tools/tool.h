@@ -23,7 +23,7 @@ enum {
 int tool_model(int argc, char **argv);	  /* model convert|info|verify|diff|sign|keygen */
 int tool_tokenize(int argc, char **argv);
 int tool_detokenize(int argc, char **argv);
-int tool_bench(int argc, char **argv);	  /* bench tokenizer|kernels */
+int tool_bench(int argc, char **argv);	  /* bench tokenizer|kernels|model */
 
 /* "onebit VERB: ..." on standard error; returns status. */
 int tool_fail(const char *verb, int status, const char *format, ...)

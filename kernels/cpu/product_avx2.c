@@ -13,24 +13,11 @@
  */
 #if defined(__x86_64__)
 
-#include <immintrin.h>
-#include "variants.h"
+#include "product_avx2.h"
 
-#define BLOCK	12u
 #define STEP	4u /* vectors at a time: eight rows */
 #define STEPS	4u
-#define VECTORS 16u /* in a unit */
 #define FETCHED (PACKED_UNIT / STEPS)
-
-static inline __m256i both(const void *p)
-{
-	return _mm256_broadcastsi128_si256(_mm_load_si128(p));
-}
-
-static inline __m256i widen(__m256i sum, __m256i sixteens)
-{
-	return _mm256_add_epi32(sum, _mm256_madd_epi16(sixteens, _mm256_set1_epi16(1)));
-}
 
 /* Two lines; past the end of the matrix it does no harm. */
 static inline void fetch(const char *next)
@@ -103,29 +90,6 @@ static inline void block_base3(const char *at, const char *next, const int8_t *q
 		sums[i] = widen(sums[i], s[i]);
 }
 
-/* The four sums in each half of v[0] to v[3], in the order of rows. */
-static inline __m256i sum_halves(const __m256i *v)
-{
-	__m256i s = _mm256_hadd_epi32(_mm256_hadd_epi32(v[0], v[1]), _mm256_hadd_epi32(v[2], v[3]));
-
-	/* low half: the first rows of v[0] to v[3], high half: the second */
-	return _mm256_permutevar8x32_epi32(s, _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7));
-}
-
-static inline void finish(__m256i acc, float d, const float *scales, uint32_t groups,
-			  uint32_t group, float *y)
-{
-	__m256 value = _mm256_cvtepi32_ps(acc);
-	__m256 scale = _mm256_mul_ps(_mm256_set1_ps(d), _mm256_loadu_ps(scales));
-
-	if (groups == 1)
-		value = _mm256_mul_ps(value, scale);
-	else
-		value = _mm256_fmadd_ps(value, scale,
-					group ? _mm256_loadu_ps(y) : _mm256_setzero_ps());
-	_mm256_storeu_ps(y, value);
-}
-
 static inline void ternary(const struct packed_shape *s, uint32_t span,
 			   void (*block)(const char *, const char *, const int8_t *, uint32_t,
 					 __m256i *),
@@ -162,14 +126,14 @@ static inline void ternary(const struct packed_shape *s, uint32_t span,
 	}
 }
 
-static void ternary_2bit(const struct packed_shape *s, const void *packed, const float *scales,
+void ternary_2bit_avx2(const struct packed_shape *s, const void *packed, const float *scales,
 			 const int8_t *laid, const int32_t *sums, float d, uint32_t tile0,
 			 uint32_t tile1, float *y)
 {
 	ternary(s, 64, block_2bit, packed, scales, laid, sums, d, tile0, tile1, y);
 }
 
-static void ternary_base3(const struct packed_shape *s, const void *packed, const float *scales,
+void ternary_base3_avx2(const struct packed_shape *s, const void *packed, const float *scales,
 			  const int8_t *laid, const int32_t *sums, float d, uint32_t tile0,
 			  uint32_t tile1, float *y)
 {
@@ -213,7 +177,7 @@ static inline void block_int8(const char *at, const char *next, const int16_t *q
 	}
 }
 
-static void head_int8(const struct packed_shape *s, const void *packed, const float *scales,
+void head_int8_avx2(const struct packed_shape *s, const void *packed, const float *scales,
 		      const struct laid_head *laid, float d, uint32_t tile0, uint32_t tile1,
 		      float *y)
 {
@@ -237,9 +201,11 @@ static void head_int8(const struct packed_shape *s, const void *packed, const fl
 
 void kernels_avx2(struct kernels *k)
 {
-	k->ternary[PACKED_2BIT] = ternary_2bit;
-	k->ternary[PACKED_BASE3] = ternary_base3;
-	k->head_int8 = head_int8;
+	k->ternary[PACKED_2BIT] = ternary_2bit_avx2;
+	k->ternary[PACKED_BASE3] = ternary_base3_avx2;
+	k->head_int8 = head_int8_avx2;
+	rows_avx2(k);
+	half_avx2(k);
 	k->isa = "avx2";
 }
 

@@ -110,14 +110,14 @@ static inline void ternary(const struct packed_shape *s, uint32_t span,
 	}
 }
 
-static void ternary_2bit(const struct packed_shape *s, const void *packed, const float *scales,
+void ternary_2bit_neon(const struct packed_shape *s, const void *packed, const float *scales,
 			 const int8_t *laid, const int32_t *sums, float d, uint32_t tile0,
 			 uint32_t tile1, float *y)
 {
 	ternary(s, 64, block_2bit, packed, scales, laid, sums, d, tile0, tile1, y);
 }
 
-static void ternary_base3(const struct packed_shape *s, const void *packed, const float *scales,
+void ternary_base3_neon(const struct packed_shape *s, const void *packed, const float *scales,
 			  const int8_t *laid, const int32_t *sums, float d, uint32_t tile0,
 			  uint32_t tile1, float *y)
 {
@@ -129,7 +129,7 @@ static void ternary_base3(const struct packed_shape *s, const void *packed, cons
  * 128 times the sum of the weights is added, which a dot product with ones gives. All sums fit:
  * KERNELS_COLS_MAX.
  */
-static void head_int8(const struct packed_shape *s, const void *packed, const float *scales,
+void head_int8_neon(const struct packed_shape *s, const void *packed, const float *scales,
 		      const struct laid_head *laid, float d, uint32_t tile0, uint32_t tile1,
 		      float *y)
 {
@@ -172,9 +172,11 @@ static void head_int8(const struct packed_shape *s, const void *packed, const fl
 
 void kernels_neon(struct kernels *k)
 {
-	k->ternary[PACKED_2BIT] = ternary_2bit;
-	k->ternary[PACKED_BASE3] = ternary_base3;
-	k->head_int8 = head_int8;
+	k->ternary[PACKED_2BIT] = ternary_2bit_neon;
+	k->ternary[PACKED_BASE3] = ternary_base3_neon;
+	k->head_int8 = head_int8_neon;
+	rows_neon(k);
+	half_neon(k);
 	k->isa = "neon";
 }
 

@@ -18,6 +18,14 @@ size_t laid_bytes(const struct packed_shape *s)
 	return (size_t)packed_units(s) * packed_span(s->layout);
 }
 
+/* For AVX2 the room of a block; for AVX-512 what a tile's bytes are looked up to. */
+size_t kernels_scratch_bytes(const struct packed_shape *s)
+{
+	size_t tile = (size_t)packed_units(s) * PACKED_UNIT * 2;
+
+	return tile > SCRATCH_AVX2 ? tile : SCRATCH_AVX2;
+}
+
 void lay_ternary(const struct packed_shape *s, const int8_t *q, int8_t *laid, int32_t *sums)
 {
 	size_t width = s->cols / s->groups,
@@ -66,9 +74,9 @@ static int weight_base3(const uint8_t *part, uint32_t c)
 	return (int)(rest * 3 >> 8) - 1;
 }
 
-static void ternary_scalar(const struct packed_shape *s, const void *packed, const float *scales,
-			   const int8_t *laid, const int32_t *sums, float d, uint32_t tile0,
-			   uint32_t tile1, float *y)
+void ternary_scalar(const struct packed_shape *s, const void *packed, const float *scales,
+		    const int8_t *laid, const int32_t *sums, float d, uint32_t tile0,
+		    uint32_t tile1, float *y)
 {
 	const uint32_t span = packed_span(s->layout), units = group_units(s);
 	const size_t n_rows = (size_t)packed_tiles(s) * PACKED_ROWS;
@@ -96,9 +104,8 @@ static void ternary_scalar(const struct packed_shape *s, const void *packed, con
 	}
 }
 
-static void head_scalar(const struct packed_shape *s, const void *packed, const float *scales,
-			const struct laid_head *laid, float d, uint32_t tile0, uint32_t tile1,
-			float *y)
+void head_scalar(const struct packed_shape *s, const void *packed, const float *scales,
+		 const struct laid_head *laid, float d, uint32_t tile0, uint32_t tile1, float *y)
 {
 	const uint32_t units = packed_units(s);
 
@@ -120,5 +127,6 @@ void kernels_scalar(struct kernels *k)
 	k->ternary[PACKED_2BIT] = ternary_scalar;
 	k->ternary[PACKED_BASE3] = ternary_scalar;
 	k->head_int8 = head_scalar;
+	rows_scalar(k);
 	k->isa = "scalar";
 }
