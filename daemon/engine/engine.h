@@ -39,7 +39,7 @@ struct engine_options {
 
 /*
  * model and device stay the caller's and outlive the engine. 0, or negative errno and a sentence:
- * -ENOMEM, -EINVAL an option, -EPROTO the model's tokenizer or tables; as forward_open().
+ * -ENOMEM, -EINVAL an option, -EPROTO the model's tokenizer; as forward_open().
  */
 int engine_open(struct device *d, const struct obm *model, const struct engine_options *o,
 		struct engine **out, char *why, size_t why_len);
@@ -97,6 +97,15 @@ int engine_start(struct engine *e, uint32_t slot, const struct engine_request *r
 		 size_t why_len);
 /* It ends at once, without an event. */
 void engine_cancel(struct engine *e, uint32_t slot);
+
+/*
+ * Keep what the cache has of these tokens, under a number below ENGINE_KEEPS, in place of what was kept
+ * under it; n = 0: nothing more. So a text that goes on later need not be computed again. It is only
+ * memory that requests do not need: when room is short, the longest kept goes first.
+ */
+#define ENGINE_KEEPS 64u
+void engine_keep(struct engine *e, uint32_t keep, struct kv_principal principal,
+		 const uint32_t *tokens, uint32_t n);
 
 /* ---- answers --------------------------------------------------------------------------------- */
 

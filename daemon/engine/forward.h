@@ -27,9 +27,9 @@ struct forward {
 /*
  * Buffers for limits->rows rows, a table of angles for limits->positions, an arena of kv_bytes at most
  * (at least one group of blocks), then device->load(). limits->positions is cut down to the model's
- * context. The model outlives it. 0, or negative errno and a sentence: -ENOMEM, -EINVAL: kv_bytes holds
- * not one sequence of a group (it says how many bytes that takes), -EPROTO: the table of angles is
- * not the model's.
+ * context. The model outlives it. That its table of angles is the one that it was made with,
+ * obm_open() has checked. 0, or negative errno and a sentence: -ENOMEM, -EINVAL: kv_bytes holds not
+ * one sequence of a group (it says how many bytes that takes), a matrix is too wide.
  */
 int forward_open(struct device *d, const struct obm *model, uint32_t kv_form, uint64_t kv_bytes,
 		 const struct device_limits *limits, struct forward **out, char *why, size_t why_len);

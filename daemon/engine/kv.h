@@ -44,7 +44,10 @@ struct kv *kv_free(struct kv *k); /* NULL is fine; returns NULL */
 struct kv_seq *kv_seq_open(struct kv *k, struct kv_principal principal);
 /* Its full, computed blocks stay findable when findable is set; the others are free at once. */
 void kv_seq_close(struct kv *k, struct kv_seq *s, bool findable);
-/* Another timeline with the same past, blocks shared; NULL when all are taken. */
+/*
+ * Another timeline with the same past, blocks shared; NULL when all are taken. All that from has is
+ * computed, and was told: kv_computed().
+ */
 struct kv_seq *kv_seq_fork(struct kv *k, const struct kv_seq *from);
 
 /*
@@ -55,17 +58,23 @@ uint32_t kv_seq_find(struct kv *k, struct kv_seq *s, const uint32_t *tokens, uin
 
 /* The bytes of a block's first n positions are to be copied before anything is written. */
 struct kv_copy {
-	uint32_t from, to, n; /* from KV_NONE: nothing is */
+	uint32_t from, to, n; /* from KV_NONE: nothing is to be */
 };
 /*
  * Room for n more positions with these tokens. 0; -ENOSPC: not enough blocks, even after forgetting all
- * that nobody holds; -EFBIG: over max_positions. Nothing has changed then.
+ * that nobody holds; -EFBIG: over max_positions. Nothing has changed then. Copies are made in the order
+ * of these calls.
  */
 int kv_append(struct kv *k, struct kv_seq *s, const uint32_t *tokens, uint32_t n,
 	      struct kv_copy *copy);
 /* Back to n positions: a draft that was refused, a preempted sequence (0). */
 void kv_truncate(struct kv *k, struct kv_seq *s, uint32_t n);
-/* The first n positions are computed: only blocks that are, and are full, may be found. */
+/*
+ * The first n positions are computed: only blocks that are, and are full, may be found. Where the same text
+ * was computed by somebody else of the principal before, its blocks take the place of the sequence's own
+ * (equal bytes, by the numeric contract): ask kv_seq_blocks() again. For a sequence that nothing shall
+ * be found of: never.
+ */
 void kv_computed(struct kv *k, struct kv_seq *s, uint32_t n);
 
 uint32_t kv_seq_length(const struct kv_seq *s);
@@ -73,10 +82,10 @@ const uint32_t *kv_seq_blocks(const struct kv_seq *s); /* by position / KV_BLOCK
 const uint32_t *kv_seq_tokens(const struct kv_seq *s);
 
 struct kv_counts {
-	uint32_t blocks, held, findable, free; /* held + findable + free == blocks; findable: held by nobody */
+	uint32_t blocks, held, findable, free; /* the first is the others' sum; findable: by nobody held */
 	uint32_t seqs;
-	uint64_t lookups, hits;	   /* kv_seq_find() calls, those that found something */
-	uint64_t reused, evicted;  /* positions; blocks */
+	uint64_t lookups, hits;	  /* kv_seq_find() calls, those that found something */
+	uint64_t reused, evicted; /* positions found; blocks forgotten */
 };
 struct kv_counts kv_counts(const struct kv *k);
 /* Forget all that nobody holds. */

@@ -18,15 +18,17 @@ struct stop_string {
 	const char *text;
 	uint32_t len; /* 1 to STOP_BYTES_MAX */
 };
+/* Zeroed at the beginning. */
 struct stop_state {
 	char held[STOP_BYTES_MAX];
 	uint32_t n_held;
 };
 
 /*
- * text[0..len) follows. Writes what is sure into out, which holds n_held + len bytes, and returns how
- * much; *hit: a stop string is complete, what came before it was written, and no more may follow. The one
- * that begins first counts, of those the shortest.
+ * text[0..len) follows. Writes what is sure into out, which holds n_held + len bytes and is not text, and
+ * returns how much; *hit: a stop string is complete, what came before it was written, and no more may
+ * follow. The one that is complete first counts, of those that end there the longest: so nothing
+ * depends on how text is cut, and nobody waits for text that would not be shown.
  */
 size_t stop_push(const struct stop_string *s, uint32_t n, struct stop_state *state, const char *text,
 		 size_t len, char *out, bool *hit);
