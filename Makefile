@@ -23,7 +23,8 @@ MANDIR ?= $(PREFIX)/share/man
 # Debian 12's names. make brings itself; git is not needed.
 DEPS    = gcc libc6-dev pkg-config liburing-dev check libsubunit-dev \
           libjansson-dev libutf8proc-dev libsodium-dev libxxhash-dev libpcre2-dev xz-utils
-DEPS_CI = g++ clang clang-tidy libclang-rt-14-dev cppcheck shellcheck binutils
+DEPS_CI = g++ clang clang-tidy libclang-rt-14-dev cppcheck shellcheck binutils \
+          gcc-aarch64-linux-gnu libc6-dev-arm64-cross qemu-user
 
 BUILD = build$(if $(SAN),/$(SAN))
 WARN = -Wall -Wextra -Wshadow -Wpointer-arith -Wstrict-prototypes -Wmissing-prototypes \
@@ -53,9 +54,11 @@ INC_client/examples = $(INC_client)
 INC_daemon          = -iquote uapi -iquote daemon
 INC_daemon/engine   = -iquote kernels -iquote daemon/engine
 INC_daemon/tools    = $(INC_daemon/engine) -iquote daemon/tools
+INC_daemon/serve    = -iquote uapi -iquote daemon $(INC_daemon/engine) -iquote daemon/serve
 INC_kernels         = -iquote kernels
 INC_kernels/cpu     = -iquote kernels
-INC_tests           = -iquote uapi -iquote client -iquote daemon $(INC_daemon/tools) -iquote tests
+INC_tests           = -iquote uapi -iquote client -iquote daemon -iquote daemon/serve \
+                      $(INC_daemon/tools) -iquote tests
 INC_tests/fuzz      = $(INC_tests)
 INC_tests/frozen    = $(INC_tests)
 
@@ -64,6 +67,7 @@ CLI_SRC    = client/onebit.c $(wildcard client/private.c client/cmd_*.c client/b
 EXEC_SRC   = daemon/executor.c
 KERNEL_SRC = $(wildcard kernels/*.c kernels/cpu/*.c)
 ENGINE_SRC = $(wildcard daemon/engine/*.c)
+SERVE_SRC  = $(filter-out daemon/serve/main.c,$(wildcard daemon/serve/*.c))
 TOOL_SRC   = $(filter-out daemon/tools/main.c,$(wildcard daemon/tools/*.c))
 # The core makes no system call; the process around it does.
 BROKER_SRC = $(wildcard daemon/attach.c daemon/policy.c daemon/ring.c daemon/journal.c \
@@ -81,10 +85,11 @@ EX_SRC     = $(wildcard client/examples/*.c)
 obj = $(patsubst %.c,$(BUILD)/obj/%.o,$(1))
 
 # In the order of linking: a layer before those below it.
-LIBS     = $(BUILD)/libonebit.a $(BUILD)/libdaemon.a $(BUILD)/libbroker.a $(BUILD)/libexecutor.a \
-           $(MODEL_LIBS)
+LIBS     = $(BUILD)/libonebit.a $(BUILD)/libdaemon.a $(BUILD)/libbroker.a $(BUILD)/libserve.a \
+           $(BUILD)/libexecutor.a $(MODEL_LIBS)
 MODEL_LIBS = $(BUILD)/libtools.a $(BUILD)/libengine.a $(BUILD)/libkernels.a
-PROGRAMS = $(BUILD)/onebitd $(BUILD)/onebit $(BUILD)/onebit-tool $(BUILD)/onebit-loopback
+PROGRAMS = $(BUILD)/onebitd $(BUILD)/onebit $(BUILD)/onebit-executor $(BUILD)/onebit-tool \
+           $(BUILD)/onebit-loopback
 # What the engine and the tools take from Debian.
 MODEL_LD = -lutf8proc -lsodium -lxxhash -ljansson -lpthread -lm
 TESTS    = $(patsubst tests/%.c,$(BUILD)/tests/%,$(TEST_SRC)) $(BUILD)/tests/old_client
@@ -92,7 +97,7 @@ EXAMPLES = $(patsubst client/examples/%.c,$(BUILD)/examples/%,$(EX_SRC))
 FUZZERS  = $(patsubst tests/fuzz/%.c,$(BUILD)/%,$(FUZZ_SRC))
 
 .DEFAULT_GOAL = all
-.PHONY: all deps deps-ci tests fuzzers fuzz bench demo check install uninstall clean help force
+.PHONY: all deps deps-ci tests fuzzers fuzz bench demo determinism check install uninstall clean help force
 .DELETE_ON_ERROR:
 .SECONDARY:
 
@@ -102,7 +107,8 @@ tests: all $(TESTS)
 help:
 	@echo 'make            build everything into build/'
 	@echo 'make check      install what is missing, build, run every test'
-	@echo 'make demo       install what is missing, build, stream an answer'
+	@echo 'make demo       install what is missing, build, tell a story with the bundled model'
+	@echo 'make determinism  random streams under every disturbance, for an hour or so [ONEBIT_SCALE=%]'
 	@echo 'make bench      measure the ring on this machine'
 	@echo 'make fuzz       fuzz [FUZZ=ring|obm|gguf|...] for [SECONDS=60] each, needs clang'
 	@echo 'make deps       install what building and testing need (apt); deps-ci: what .ci/run needs'
@@ -123,8 +129,13 @@ check: deps
 
 demo: deps
 	@$(MAKE) --no-print-directory $(JOBS) all
-	@$(BUILD)/onebit run --private --set 'executor = $(BUILD)/onebit-loopback --delay-us 20000' \
-		--seed 1 --max-tokens 64 --stats 'Tell me a story'
+	@$(BUILD)/onebit run --model models/story.obm --seed 1 --max-tokens 300 --temperature 0.7 \
+		--stats 'Tell me a story about a boy and a lost kite.'
+
+# What CI runs in seconds, a hundred times as long.
+determinism: deps
+	@$(MAKE) --no-print-directory $(JOBS) $(BUILD)/tests/test_identity
+	@ONEBIT_SCALE=$(or $(ONEBIT_SCALE),10000) CK_DEFAULT_TIMEOUT=0 $(BUILD)/tests/test_identity
 
 bench: all
 	@$(BUILD)/onebit bench ring
@@ -196,6 +207,8 @@ $(BUILD)/libkernels.a: $(call obj,$(KERNEL_SRC))
 	$(archive)
 $(BUILD)/libengine.a: $(call obj,$(ENGINE_SRC))
 	$(archive)
+$(BUILD)/libserve.a: $(call obj,$(SERVE_SRC))
+	$(archive)
 $(BUILD)/libtools.a: $(call obj,$(TOOL_SRC))
 	$(archive)
 $(BUILD)/libtests.a: $(call obj,$(TEST_LIB))
@@ -211,6 +224,9 @@ $(BUILD)/onebit: $(call obj,$(CLI_SRC)) $(BUILD)/libonebit.a
 	$(call program,-luring -lm -lpthread)
 $(BUILD)/onebit-loopback: $(call obj,$(LOOP_MAIN) $(LOOP_SRC)) $(BUILD)/libexecutor.a
 	$(call program,)
+$(BUILD)/onebit-executor: $(BUILD)/obj/daemon/serve/main.o $(BUILD)/libserve.a \
+		$(BUILD)/libexecutor.a $(BUILD)/libengine.a $(BUILD)/libkernels.a
+	$(call program,$(MODEL_LD))
 $(BUILD)/onebit-tool: $(BUILD)/obj/daemon/tools/main.o $(MODEL_LIBS)
 	$(call program,$(MODEL_LD))
 $(BUILD)/examples/%: $(BUILD)/obj/client/examples/%.o $(BUILD)/libonebit.a
@@ -235,7 +251,7 @@ install: all
 	install -d "$D$(BINDIR)" "$D$(SBINDIR)" "$D$(LIBEXECDIR)" "$D$(LIBDIR)/pkgconfig" "$D$(INCLUDEDIR)/onebit"
 	install -m 755 $(BUILD)/onebit "$D$(BINDIR)"
 	install -m 755 $(BUILD)/onebitd "$D$(SBINDIR)"
-	install -m 755 $(BUILD)/onebit-tool "$D$(LIBEXECDIR)"
+	install -m 755 $(BUILD)/onebit-executor $(BUILD)/onebit-tool "$D$(LIBEXECDIR)"
 	install -m 644 $(BUILD)/libonebit.a "$D$(LIBDIR)"
 	install -m 755 $(BUILD)/libonebit.so "$D$(LIBDIR)/libonebit.so.$(VERSION)"
 	ln -sf libonebit.so.$(VERSION) "$D$(LIBDIR)/libonebit.so.$(SOVERSION)"
@@ -268,8 +284,8 @@ uninstall:
 		rm "$D$(SYSCONFDIR)/onebit/onebitd.conf" && \
 		rmdir --ignore-fail-on-non-empty "$D$(SYSCONFDIR)/onebit"; \
 	fi
-	rm -f "$D$(BINDIR)/onebit" "$D$(SBINDIR)/onebitd" "$D$(LIBEXECDIR)/onebit-tool" "$D$(LIBDIR)"/libonebit.* \
-		"$D$(LIBDIR)/pkgconfig/libonebit.pc" "$D$(PREFIX)/lib/sysusers.d/onebit.conf" \
+	rm -f "$D$(BINDIR)/onebit" "$D$(SBINDIR)/onebitd" "$D$(LIBEXECDIR)/onebit-executor" \
+		"$D$(LIBEXECDIR)/onebit-tool" "$D$(LIBDIR)"/libonebit.* "$D$(LIBDIR)/pkgconfig/libonebit.pc" "$D$(PREFIX)/lib/sysusers.d/onebit.conf" \
 		"$D$(PREFIX)/lib/tmpfiles.d/onebit.conf"
 	for f in $(notdir $(PUBLIC)); do rm -f "$D$(INCLUDEDIR)/onebit/$$f"; done
 	test ! -d "$D$(LIBEXECDIR)" || rmdir --ignore-fail-on-non-empty "$D$(LIBEXECDIR)"

@@ -14,6 +14,7 @@ static const struct subject {
 	{ "ring", bench_ring, "the queue between client and daemon, and its alternatives" },
 	{ "tokenizer", NULL, "text to tokens, beside the bandwidth of memory" },
 	{ "kernels", NULL, "the arithmetic of a model, on this CPU" },
+	{ "model", NULL, "tokens a second, beside what the machine can do" },
 };
 
 #define N_SUBJECTS (sizeof(subjects) / sizeof(subjects[0]))
@@ -28,7 +29,8 @@ static void print_subjects(FILE *f)
 int cmd_bench(int argc, char **argv)
 {
 	if (argc < 2)
-		return verb_usage("bench", "no subject; there is ring, tokenizer and kernels");
+		return verb_usage("bench", "no subject; there is ring, tokenizer, kernels and "
+				  "model");
 	if (!strcmp(argv[1], "--help")) {
 		print_subjects(stdout);
 		return STATUS_OK;
@@ -37,6 +39,6 @@ int cmd_bench(int argc, char **argv)
 		if (!strcmp(argv[1], subjects[i].name))
 			return subjects[i].run ? subjects[i].run(argc - 1, argv + 1)
 					       : cmd_tool(argc, argv);
-	return verb_usage("bench", "there is no subject %s; there is ring, tokenizer and kernels",
-			  argv[1]);
+	return verb_usage("bench", "there is no subject %s; there is ring, tokenizer, kernels and "
+			  "model", argv[1]);
 }

@@ -13,21 +13,18 @@
 #include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
+#include "cmd_daemon.h"
 #include "cmd_verb.h"
-#include "private.h"
 
 enum {
-	SETTINGS_MAX = 32,
 	POLL_MS = 100, /* how soon a signal that came between two waits is seen */
 	TEMPERATURE_MAX = 100,
 	TOKEN_BYTES = 32, /* of a record with its text, on average and rounded up */
 };
 
 struct run {
-	const char *socket;
-	const char *settings[SETTINGS_MAX + 1];
-	int n_settings;
-	bool private, json, stats;
+	struct verb_daemon daemon;
+	bool json, stats;
 	struct onebit_params params;
 	bool seeded;
 	char *prompt;
@@ -47,15 +44,13 @@ static const char help[] =
 	"usage: onebit run [OPTION]... PROMPT\n"
 	"       onebit run [OPTION]... -        (the prompt comes from standard input)\n"
 	"\n"
-	"  --socket S        the daemon's socket ($ONEBIT_SOCKET, " ONEBIT_SOCKET_DEFAULT ")\n"
 	"  --max-tokens N    end after N tokens (0: the daemon's default)\n"
 	"  --seed N          the same seed gives the same answer (default: a random one)\n"
 	"  --temperature X   0: always the likeliest token (default)\n"
 	"  --choices N       so many answers, 1 to 16\n"
 	"  --stats           afterwards say on standard error what it took\n"
 	"  --json            one JSON object a line: events, not text\n"
-	"  --private         start a daemon for this command only\n"
-	"  --set 'KEY = V'   a setting of the private daemon; may be repeated\n"
+	VERB_DAEMON_HELP
 	"\n"
 	"Exit status: 0 the answer is whole, 1 it failed, 2 wrong usage, 3 no daemon,\n"
 	"130 interrupted (the request is cancelled). A reader who leaves early is no error.\n";
@@ -87,30 +82,25 @@ static int read_prompt(struct run *r)
 
 static int parse(struct run *r, int argc, char **argv)
 {
-	enum { SOCKET = 1, MAX_TOKENS, SEED, TEMPERATURE, CHOICES, STATS, JSON, PRIVATE, SET, HELP };
+	enum { MAX_TOKENS = 1, SEED, TEMPERATURE, CHOICES, STATS, JSON, HELP };
 	static const struct option options[] = {
-		{ "socket", required_argument, NULL, SOCKET },
 		{ "max-tokens", required_argument, NULL, MAX_TOKENS },
 		{ "seed", required_argument, NULL, SEED },
 		{ "temperature", required_argument, NULL, TEMPERATURE },
 		{ "choices", required_argument, NULL, CHOICES },
 		{ "stats", no_argument, NULL, STATS },
 		{ "json", no_argument, NULL, JSON },
-		{ "private", no_argument, NULL, PRIVATE },
-		{ "set", required_argument, NULL, SET },
+		VERB_DAEMON_OPTIONS,
 		{ "help", no_argument, NULL, HELP },
 		{ NULL, 0, NULL, 0 },
 	};
 	uint64_t n;
 	double x;
-	int c;
+	int c, status;
 
 	opterr = 0;
 	while ((c = getopt_long(argc, argv, "", options, NULL)) != -1) {
 		switch (c) {
-		case SOCKET:
-			r->socket = optarg;
-			break;
 		case MAX_TOKENS:
 			if (!verb_u64(optarg, 0, ONEBIT_MAX_TOKENS, &n))
 				return verb_usage("run", "--max-tokens %s is not a number from 0 "
@@ -142,35 +132,27 @@ static int parse(struct run *r, int argc, char **argv)
 		case JSON:
 			r->json = true;
 			break;
-		case PRIVATE:
-			r->private = true;
-			break;
-		case SET:
-			if (r->n_settings == SETTINGS_MAX)
-				return verb_usage("run", "more than %d --set; give fewer",
-						  SETTINGS_MAX);
-			r->settings[r->n_settings++] = optarg;
-			break;
 		case HELP:
 			fputs(help, stdout);
 			exit(STATUS_OK);
-		default:
+		case '?':
 			return verb_bad_option("run", argv);
+		default:
+			status = verb_daemon_option(&r->daemon, "run", c);
+			if (status)
+				return status;
 		}
 	}
-	if (r->n_settings && !r->private)
-		return verb_usage("run", "--set is for the daemon that --private starts; "
-				  "add --private");
-	if (r->private && r->socket)
-		return verb_usage("run", "--private and --socket exclude each other; drop one");
+	status = verb_daemon_check(&r->daemon, "run");
+	if (status)
+		return status;
 	if (optind == argc)
 		return verb_usage("run", "no prompt; give one, or - to read it from standard input");
 	if (argc - optind > 1)
 		return verb_usage("run", "%d arguments where one prompt is expected; quote it",
 				  argc - optind);
 	if (!strcmp(argv[optind], "-")) {
-		int status = read_prompt(r);
-
+		status = read_prompt(r);
 		if (status)
 			return status;
 	} else {
@@ -418,7 +400,7 @@ static int answer(const struct run *r, struct onebit *o, uint64_t id, struct str
 		if (ret < 0)
 			return verb_fail("run", STATUS_NO_DAEMON,
 					 "the daemon at %s went away: %s; look whether it runs, then "
-					 "ask again", verb_socket(r->socket), strerror(-ret));
+					 "ask again", verb_socket(r->daemon.socket), strerror(-ret));
 		if (ev.type == ONEBIT_EV_END)
 			return ended(r, &ev, seed, streams, n_choices, cancelled);
 		if (ev.type != ONEBIT_EV_TOKENS || gone || ev.choice >= n_choices)
@@ -440,7 +422,7 @@ static int answer(const struct run *r, struct onebit *o, uint64_t id, struct str
 
 static int ask(struct run *r)
 {
-	struct onebit_options options = { .size = sizeof(options), .socket = r->socket };
+	struct onebit_options options = { .size = sizeof(options), .socket = r->daemon.socket };
 	struct onebit_part part = {
 		.role = ONEBIT_ROLE_USER,
 		.kind = ONEBIT_SEG_TEXT,
@@ -471,7 +453,7 @@ static int ask(struct run *r)
 	options.out_bytes = out < ONEBIT_AREA_MAX ? (uint32_t)out : ONEBIT_AREA_MAX;
 	ret = onebit_open(&o, &options, &err);
 	if (ret < 0)
-		return verb_open_failed("run", r->socket, ret, &err);
+		return verb_open_failed("run", r->daemon.socket, ret, &err);
 	ret = onebit_submit(o, &rq, &id);
 	if (ret < 0) {
 		const struct onebit_error *why = onebit_last_error(o);
@@ -490,23 +472,15 @@ static int ask(struct run *r)
 int cmd_run(int argc, char **argv)
 {
 	struct run r = { 0 };
-	struct private_daemon daemon;
-	char why[320];
 	int status = parse(&r, argc, argv);
 
-	if (status == STATUS_OK) {
+	if (!status) {
 		verb_catch_signals();
-		if (!r.private) {
-			status = ask(&r);
-		} else if (private_start(&daemon, NULL, r.settings, why, sizeof(why))) {
-			status = verb_interrupted() ? STATUS_INTERRUPTED :
-				 verb_fail("run", STATUS_NO_DAEMON, "%s", why);
-		} else {
-			r.socket = daemon.socket;
-			status = ask(&r);
-			private_stop(&daemon);
-		}
+		status = verb_daemon_start(&r.daemon, "run");
 	}
+	if (!status)
+		status = ask(&r);
+	verb_daemon_stop(&r.daemon);
 	free(r.prompt);
 	return status;
 }

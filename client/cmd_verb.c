@@ -166,6 +166,8 @@ void verb_json_string(FILE *f, const char *text, size_t len)
 			fputs("\\n", f);
 		else if (c < 0x20 || c == 0x7f)
 			fprintf(f, "\\u%04x", c);
+		else if (c == 0xc2 && (unsigned char)text[i + 1] < 0xa0)
+			fprintf(f, "\\u%04x", (unsigned char)text[i + 1]); /* controls to a terminal */
 		else
 			fwrite(text + i, 1, (size_t)n, f);
 		i += (size_t)n;

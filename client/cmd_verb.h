@@ -22,6 +22,8 @@ enum {
 
 /* argv[0] is the verb, argv[argc] NULL; returns an exit status. */
 int cmd_run(int argc, char **argv);
+int cmd_score(int argc, char **argv);
+int cmd_ppl(int argc, char **argv);
 int cmd_stat(int argc, char **argv);
 int cmd_bench(int argc, char **argv);
 int cmd_tool(int argc, char **argv); /* becomes onebit-tool; returns only when it cannot */

@@ -16,11 +16,13 @@ static const struct verb {
 	const char *what;
 } verbs[] = {
 	{ "run", cmd_run, "ask the model and print the answer as it comes" },
+	{ "score", cmd_score, "how likely the model finds given tokens, one by one" },
+	{ "ppl", cmd_ppl, "perplexity and bits per byte of a text" },
 	{ "stat", cmd_stat, "show the daemon's state and counters" },
 	{ "model", cmd_tool, "convert, describe, check, compare and sign model files" },
 	{ "tokenize", cmd_tool, "text to tokens, by a model file" },
 	{ "detokenize", cmd_tool, "tokens to text" },
-	{ "bench", cmd_bench, "measure: `onebit bench ring|tokenizer|kernels`" },
+	{ "bench", cmd_bench, "measure: `onebit bench ring|tokenizer|kernels|model`" },
 	{ "help", cmd_help, "this text; `onebit VERB --help` for one verb" },
 	{ "version", cmd_version, "print the version" },
 };

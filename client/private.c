@@ -29,6 +29,7 @@ enum {
 	START_TRIES = 10000, /* 1 ms apart: 10 s, a cold disk and a sanitizer build included */
 	STOP_MS = 5000,
 	LINE_MAX_BYTES = 240,
+	LOG_TAIL = 8192, /* of the log, to find a line in */
 };
 
 static void remove_dir(const char *dir)
@@ -86,6 +87,40 @@ static void last_line(const char *dir, char *line, size_t len)
 	buf[n] = '\0';
 	start = strrchr(buf, '\n');
 	snprintf(line, len, "%s", start ? start + 1 : buf);
+}
+
+bool private_said(const struct private_daemon *p, const char *start, char *line, size_t len)
+{
+	char path[128], *buf = malloc(LOG_TAIL), *at = NULL, *next;
+	size_t n = strlen(start);
+	bool found = false;
+	ssize_t got = -1;
+	off_t end;
+	int fd;
+
+	snprintf(path, sizeof(path), "%s/log", p->dir);
+	fd = open(path, O_RDONLY | O_CLOEXEC);
+	if (fd >= 0 && buf) {
+		end = lseek(fd, 0, SEEK_END);
+		got = pread(fd, buf, LOG_TAIL - 1, end > LOG_TAIL - 1 ? end - (LOG_TAIL - 1) : 0);
+	}
+	if (fd >= 0)
+		close(fd);
+	if (got > 0) {
+		buf[got] = '\0';
+		at = buf;
+	}
+	for (; at; at = next) {
+		next = strchr(at, '\n');
+		if (next)
+			*next++ = '\0';
+		if (!*at || strncmp(at, start, n))
+			continue;
+		snprintf(line, len, "%s", at + n);
+		found = true;
+	}
+	free(buf);
+	return found;
 }
 
 static _Noreturn void become_daemon(const struct private_daemon *p, const char *onebitd,

@@ -2,6 +2,7 @@
 #ifndef PRIVATE_H
 #define PRIVATE_H
 
+#include <stdbool.h>
 #include <stddef.h>
 #include <sys/types.h>
 
@@ -21,6 +22,8 @@ struct private_daemon {
  */
 int private_start(struct private_daemon *p, const char *onebitd, const char *const *settings,
 		  char *why, size_t why_len);
+/* The last line of its log that begins so, without that beginning. false: there is none. */
+bool private_said(const struct private_daemon *p, const char *start, char *line, size_t len);
 /* SIGTERM, wait (SIGKILL after 5 s), remove the directory. Its exit status, or -errno. */
 int private_stop(struct private_daemon *p);
 

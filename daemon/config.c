@@ -452,6 +452,29 @@ unsigned config_split(char *command, char *argv[CONFIG_ARGS_MAX + 1])
 	return n;
 }
 
+int config_executor(const struct config *c, const char *own, char command[CONFIG_COMMAND_MAX],
+		    char *argv[CONFIG_ARGS_MAX + 1])
+{
+	static char no_sandbox[] = "--no-sandbox";
+
+	argv[0] = NULL;
+	if (*c->executor) {
+		memcpy(command, c->executor, CONFIG_COMMAND_MAX);
+		config_split(command, argv);
+		return 0;
+	}
+	if (!*c->model)
+		return 0;
+	if (strlen(own) >= CONFIG_COMMAND_MAX)
+		return -ENAMETOOLONG;
+	/* Not split: the folder of the program may have a blank in its name. */
+	strcpy(command, own);
+	argv[0] = command;
+	argv[1] = c->sandbox ? NULL : no_sandbox;
+	argv[2] = NULL;
+	return 0;
+}
+
 /* ---- the whole ----------------------------------------------------------------------------- */
 
 void config_defaults(struct config *c)

@@ -19,6 +19,7 @@
 
 #define CONFIG_PATH_MAX 512u
 #define CONFIG_ARGS_MAX 32u /* words of the executor's command line */
+#define CONFIG_COMMAND_MAX 1024u
 #define CONFIG_FILE_MAX (1u << 20)
 #define CONFIG_WHY_MAX  512u /* room for any message of this file */
 #define CONFIG_PRINT_MAX 32768u /* room for any configuration printed */
@@ -27,7 +28,7 @@ struct config {
 	char socket[108]; /* as long as sun_path */
 	char socket_group[64];
 	char user[64];
-	char executor[1024]; /* "": none */
+	char executor[CONFIG_COMMAND_MAX]; /* "": the one that comes with onebitd, where a model is set */
 	char model[CONFIG_PATH_MAX];
 	char model_dir[CONFIG_PATH_MAX];
 	uint32_t socket_mode;
@@ -60,5 +61,12 @@ void config_keep_fixed(struct config *c, const struct config *running, char *cha
 
 /* Cut a command line at blanks, in place: argv of at most CONFIG_ARGS_MAX words and a NULL. */
 unsigned config_split(char *command, char *argv[CONFIG_ARGS_MAX + 1]);
+/*
+ * The executor's argv, over command: that of the configuration; where it names none, but a model, own,
+ * the path of the program that comes with onebitd, which keeps to the sandbox key; else argv[0] is NULL.
+ * 0, or -ENAMETOOLONG: own does not fit.
+ */
+int config_executor(const struct config *c, const char *own, char command[CONFIG_COMMAND_MAX],
+		    char *argv[CONFIG_ARGS_MAX + 1]);
 
 #endif

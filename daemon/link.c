@@ -591,9 +591,14 @@ static void data(struct broker *b, unsigned i, struct request *r, const struct e
 	}
 }
 
-static bool may_end_with(enum onebit_code code)
+static bool may_end_with(const struct request *r, enum onebit_code code)
 {
 	switch (code) {
+	case ONEBIT_E_LOST:
+	case ONEBIT_E_SESSION_BUSY:
+		return r->entry->params.session;
+	case ONEBIT_E_SESSIONS_FULL:
+		return r->op == ONEBIT_OP_SESSION_OPEN || r->op == ONEBIT_OP_SESSION_FORK;
 	case ONEBIT_E_OK:
 	case ONEBIT_E_UNSUPPORTED:
 	case ONEBIT_E_NOT_FOUND:
@@ -623,7 +628,7 @@ static void end(struct broker *b, unsigned i, struct request *r, const struct ex
 	bool orphan = r->client == NONE;
 
 	if (!orphan) {
-		if (!may_end_with(ev->code))
+		if (!may_end_with(r, ev->code))
 			return lie(b, i, "an end for no reason", ev);
 		if (ev->code == ONEBIT_E_OK && request_has_records(r))
 			for (uint32_t k = 0; k < r->n_choices; k++)

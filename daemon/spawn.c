@@ -20,6 +20,11 @@
 #include <unistd.h>
 #include "executor.h"
 
+#define OWN_EXECUTOR "onebit-executor"
+#ifndef ONEBIT_LIBEXECDIR
+#define ONEBIT_LIBEXECDIR "/usr/libexec/onebit"
+#endif
+
 #define ABOVE 16 /* descriptors are moved out of the way of 3..7 to here */
 
 /* Numbers and values of the kernel, which older headers lack; the same on every architecture. */
@@ -87,16 +92,36 @@ static int open_below(const char *dir, const char *path, char *why, size_t why_l
 
 /* ---- start --------------------------------------------------------------------------------- */
 
+/* Beside this program, as in a build's folder; else where it is installed. */
+static const char *own_executor(char *path, size_t len)
+{
+	ssize_t n = readlink("/proc/self/exe", path, len - sizeof(OWN_EXECUTOR));
+	char *slash;
+
+	path[n > 0 ? n : 0] = 0;
+	slash = strrchr(path, '/');
+	if (slash) {
+		strcpy(slash + 1, OWN_EXECUTOR);
+		if (!access(path, X_OK))
+			return path;
+	}
+	return ONEBIT_LIBEXECDIR "/" OWN_EXECUTOR;
+}
+
 int spawn_init(struct spawn *s, const struct config *c, char *why, size_t why_len)
 {
 	const struct passwd *pw;
+	char path[CONFIG_COMMAND_MAX];
 
 	memset(s, 0, sizeof(*s));
 	for (unsigned i = 0; i < LINKS; i++)
 		s->link_model_fd[i] = -1;
 	s->model_fd = -1;
-	memcpy(s->command, c->executor, sizeof(s->command));
-	config_split(s->command, s->argv);
+	if (config_executor(c, own_executor(path, sizeof(path)), s->command, s->argv)) {
+		snprintf(why, why_len, "the path of %s is longer than %u bytes; set executor, or install "
+			 "it elsewhere", OWN_EXECUTOR, CONFIG_COMMAND_MAX - 1);
+		return -ENAMETOOLONG;
+	}
 	memcpy(s->model_dir, c->model_dir, sizeof(s->model_dir));
 	if (*c->model) {
 		int fd = open(c->model, O_RDONLY | O_CLOEXEC | O_NONBLOCK);

@@ -29,7 +29,7 @@ struct spawn_child {
 };
 
 struct spawn {
-	char command[1024]; /* config.executor, cut into argv */
+	char command[CONFIG_COMMAND_MAX]; /* config_executor(), which argv points into */
 	char *argv[CONFIG_ARGS_MAX + 1];
 	char model_dir[CONFIG_PATH_MAX];
 	int model_fd; /* the configured one; -1: none */

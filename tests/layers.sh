@@ -29,8 +29,9 @@ libbroker:
 libdaemon: libbroker
 libkernels:
 libengine: libkernels
+libserve: libexecutor libengine libkernels
 libtools: libengine libkernels'
-all='libonebit libexecutor libbroker libdaemon libkernels libengine libtools'
+all='libonebit libexecutor libbroker libdaemon libkernels libengine libserve libtools'
 
 # The core's all: arithmetic on memory, memory at start, text into a buffer, a failed assertion.
 core_may='memcpy memmove memset memcmp strlen strnlen strcmp strncmp memchr strchr
@@ -122,6 +123,11 @@ includes kernels kernels/*.[ch] kernels/*/*.[ch] -- kernels kernels/cpu
 includes 'the engine' daemon/engine/*.[ch] -- daemon/engine kernels
 includes 'a tool' daemon/tools/*.[ch] -- daemon/tools daemon/engine kernels
 
+mkdir "$tmp/executor"
+cp daemon/executor.h "$tmp/executor/"
+includes 'an executor' daemon/executor.[ch] -- "$tmp/executor" uapi
+includes 'the executor' daemon/serve/*.[ch] -- daemon/serve "$tmp/executor" daemon/engine kernels uapi
+
 # The core: the archive's objects, and the headers that may be seen from there.
 mkdir "$tmp/core"
 core=()
@@ -135,9 +141,6 @@ done
 includes "the broker's core" "${core[@]}" -- "$tmp/core" uapi
 system "the broker's core" 'assert.h errno.h stdarg.h stdbool.h stddef.h stdint.h stdio.h stdlib.h string.h' \
 	"${core[@]}"
-mkdir "$tmp/executor"
-cp daemon/executor.h "$tmp/executor/"
-includes 'an executor' daemon/executor.[ch] -- "$tmp/executor" uapi
 
 [ "$failed" -eq 0 ] && echo "layers.sh: $(wc -l <"$tmp/libbroker.has") symbols of the core, ${#core[@]} files"
 exit "$failed"

@@ -333,6 +333,38 @@ START_TEST(command_is_split)
 }
 END_TEST
 
+/* A daemon with a model and no word on how to run it would refuse every prompt, or run it unconfined. */
+START_TEST(model_brings_its_executor)
+{
+	static const struct {
+		const char *text, *argv[4];
+	} cases[] = {
+		{ "", { NULL } },
+		{ "model_dir = /d", { NULL } },
+		{ "model = /m", { "/p q/onebit-executor", NULL } },
+		{ "model = /m\nsandbox = off", { "/p q/onebit-executor", "--no-sandbox", NULL } },
+		{ "model = /m\nexecutor =", { "/p q/onebit-executor", NULL } },
+		{ "model = /m\nexecutor = /x -a\nsandbox = off", { "/x", "-a", NULL } },
+		{ "executor = /x", { "/x", NULL } },
+	};
+	static char command[CONFIG_COMMAND_MAX], own[CONFIG_COMMAND_MAX + 1];
+	char *argv[CONFIG_ARGS_MAX + 1];
+
+	for (unsigned i = 0; i < sizeof(cases) / sizeof(cases[0]); i++) {
+		unsigned n = 0;
+
+		ck_assert_int_eq(parse(cases[i].text), 0);
+		ck_assert_int_eq(config_executor(&c, "/p q/onebit-executor", command, argv), 0);
+		for (; cases[i].argv[n]; n++)
+			ck_assert_str_eq(argv[n], cases[i].argv[n]);
+		ck_assert_ptr_null(argv[n]);
+	}
+	memset(own, 'x', sizeof(own) - 1);
+	ck_assert_int_eq(parse("model = /m"), 0);
+	ck_assert_int_eq(config_executor(&c, own, command, argv), -ENAMETOOLONG);
+}
+END_TEST
+
 int main(void)
 {
 	Suite *s = suite_create("config");
@@ -355,6 +387,7 @@ int main(void)
 	tcase_add_test(t, print_is_bounded);
 	tcase_add_test(t, reload_keeps_what_is_fixed);
 	tcase_add_test(t, command_is_split);
+	tcase_add_test(t, model_brings_its_executor);
 	suite_add_tcase(s, t);
 	r = srunner_create(s);
 	srunner_run_all(r, CK_NORMAL);

@@ -57,6 +57,8 @@
 	X(BAD_GRAMMAR, 48, EINVAL, MODEL, 0, "the grammar is not valid at entry %llu; compile it again") \
 	X(EXECUTOR, 49, EIO, BACKEND, 1, "the executor could not run the request (reason %llu); see the daemon's log") \
 	X(KV_FULL, 50, EBUSY, MODEL, 1, "the request needs %llu pages of KV memory, more than there are; shorten it") \
+	X(SESSION_BUSY, 51, EBUSY, MODEL, 1, "session %llu runs another request; wait for it to end, or fork it") \
+	X(SESSIONS_FULL, 52, EBUSY, MODEL, 1, "all %llu sessions of the executor are in use; close one or retry later") \
 	X(BAD_HELLO, 60, EPROTO, RING, 0, "the hello message is malformed at byte %llu; use a matching libonebit") \
 	X(BAD_VERSION, 61, EPROTO, RING, 0, "the ABI's major version differs (the daemon's is %llu); use a matching libonebit") \
 	X(BAD_FEATURE, 62, EPROTO, RING, 0, "a required feature is not offered (bits %llu); require less or upgrade the daemon") \

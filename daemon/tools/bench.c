@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: MIT */
 /*
- * onebit bench tokenizer|kernels: what can be measured without a daemon.
+ * onebit bench tokenizer|kernels|model: what can be measured without a daemon.
  */
 #include "bench.h"
 
@@ -13,5 +13,7 @@ int tool_bench(int argc, char **argv)
 		return bench_tokenizer(argc - 1, argv + 1);
 	if (argc > 1 && !strcmp(argv[1], "kernels"))
 		return bench_kernels(argc - 1, argv + 1);
-	return tool_usage("bench", "there is `onebit bench tokenizer` and `onebit bench kernels`");
+	if (argc > 1 && !strcmp(argv[1], "model"))
+		return bench_model(argc - 1, argv + 1);
+	return tool_usage("bench", "there is `onebit bench tokenizer|kernels|model`");
 }
