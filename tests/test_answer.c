@@ -170,7 +170,8 @@ static void take(struct stream *s, const struct onebit_event *ev)
 		}
 		must(s->len[c] + ev->text_len < sizeof(s->text[c]), "%zu bytes of text",
 		     s->len[c] + ev->text_len);
-		memcpy(s->text[c] + s->len[c], ev->text, ev->text_len);
+		if (ev->text_len)
+			memcpy(s->text[c] + s->len[c], ev->text, ev->text_len);
 		s->len[c] += (uint32_t)ev->text_len;
 	} else if (ev->type == ONEBIT_EV_END) {
 		s->ended = true;
