@@ -8,27 +8,30 @@
  */
 #include <errno.h>
 #include <getopt.h>
-#include <math.h>
 #include <signal.h>
 #include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
-#include "cmd_daemon.h"
-#include "cmd_verb.h"
+#include "cmd_ask.h"
+#include "cmd_sampling.h"
 
 enum {
 	POLL_MS = 100, /* how soon a signal that came between two waits is seen */
-	TEMPERATURE_MAX = 100,
 	TOKEN_BYTES = 32, /* of a record with its text, on average and rounded up */
+	TOP_BYTES = 32,   /* of each further token that it tells of */
+	TOKENS_DEFAULT = 512,
 };
 
 struct run {
 	struct verb_daemon daemon;
-	bool json, stats;
-	struct onebit_params params;
-	bool seeded;
+	struct sampling sampling;
+	bool json, stats, raw;
+	const char *system;
 	char *prompt;
 	size_t prompt_len;
+	bool told; /* the request has ended, and what it took stands here: */
+	struct onebit_out out;
+	uint64_t n_tokens, seed;
 };
 
 /* The answer of one choice on its way out. */
@@ -44,12 +47,16 @@ static const char help[] =
 	"usage: onebit run [OPTION]... PROMPT\n"
 	"       onebit run [OPTION]... -        (the prompt comes from standard input)\n"
 	"\n"
-	"  --max-tokens N    end after N tokens (0: the daemon's default)\n"
-	"  --seed N          the same seed gives the same answer (default: a random one)\n"
-	"  --temperature X   0: always the likeliest token (default)\n"
-	"  --choices N       so many answers, 1 to 16\n"
-	"  --stats           afterwards say on standard error what it took\n"
+	"  --system TEXT     what the model is told before the prompt\n"
+	"  --raw             the prompt as it is, without the model's chat template: a beginning,\n"
+	"                    which the answer continues\n"
+	"  --stats           afterwards say on standard error what it took, and which model it was\n"
 	"  --json            one JSON object a line: events, not text\n"
+	"  --logprobs N      with --json: each token's log-probability, and the N likeliest, up to 20\n"
+	"\n"
+	SAMPLING_HELP
+	"\n"
+	"Whom to ask:\n"
 	VERB_DAEMON_HELP
 	"\n"
 	"Exit status: 0 the answer is whole, 1 it failed, 2 wrong usage, 3 no daemon,\n"
@@ -82,49 +89,27 @@ static int read_prompt(struct run *r)
 
 static int parse(struct run *r, int argc, char **argv)
 {
-	enum { MAX_TOKENS = 1, SEED, TEMPERATURE, CHOICES, STATS, JSON, HELP };
+	enum { SYSTEM = 1, RAW, STATS, JSON, HELP };
 	static const struct option options[] = {
-		{ "max-tokens", required_argument, NULL, MAX_TOKENS },
-		{ "seed", required_argument, NULL, SEED },
-		{ "temperature", required_argument, NULL, TEMPERATURE },
-		{ "choices", required_argument, NULL, CHOICES },
+		{ "system", required_argument, NULL, SYSTEM },
+		{ "raw", no_argument, NULL, RAW },
 		{ "stats", no_argument, NULL, STATS },
 		{ "json", no_argument, NULL, JSON },
+		SAMPLING_OPTIONS,
 		VERB_DAEMON_OPTIONS,
 		{ "help", no_argument, NULL, HELP },
 		{ NULL, 0, NULL, 0 },
 	};
-	uint64_t n;
-	double x;
 	int c, status;
 
 	opterr = 0;
 	while ((c = getopt_long(argc, argv, "", options, NULL)) != -1) {
 		switch (c) {
-		case MAX_TOKENS:
-			if (!verb_u64(optarg, 0, ONEBIT_MAX_TOKENS, &n))
-				return verb_usage("run", "--max-tokens %s is not a number from 0 "
-						  "to %u", optarg, ONEBIT_MAX_TOKENS);
-			r->params.max_tokens = (uint32_t)n;
+		case SYSTEM:
+			r->system = optarg;
 			break;
-		case SEED:
-			if (!verb_u64(optarg, 0, UINT64_MAX, &n))
-				return verb_usage("run", "--seed %s is not a number from 0 to 2^64-1",
-						  optarg);
-			r->params.seed = n;
-			r->seeded = true;
-			break;
-		case TEMPERATURE:
-			if (!verb_double(optarg, 0, TEMPERATURE_MAX, &x))
-				return verb_usage("run", "--temperature %s is not a number from 0 to %d",
-						  optarg, TEMPERATURE_MAX);
-			r->params.temperature_micro = (uint32_t)lround(x * 1e6);
-			break;
-		case CHOICES:
-			if (!verb_u64(optarg, 1, ONEBIT_CHOICES_MAX, &n))
-				return verb_usage("run", "--choices %s is not a number from 1 to %u",
-						  optarg, ONEBIT_CHOICES_MAX);
-			r->params.n_choices = (uint16_t)n;
+		case RAW:
+			r->raw = true;
 			break;
 		case STATS:
 			r->stats = true;
@@ -138,14 +123,22 @@ static int parse(struct run *r, int argc, char **argv)
 		case '?':
 			return verb_bad_option("run", argv);
 		default:
-			status = verb_daemon_option(&r->daemon, "run", c);
+			status = c < SAMPLING_FIRST ? verb_daemon_option(&r->daemon, "run", c) :
+				 sampling_option(&r->sampling, "run", c);
 			if (status)
 				return status;
 		}
 	}
 	status = verb_daemon_check(&r->daemon, "run");
+	if (!status)
+		status = sampling_check(&r->sampling, "run");
 	if (status)
 		return status;
+	if (r->raw && r->system)
+		return verb_usage("run", "--raw and --system exclude each other: without the template "
+				  "there are no roles; drop one");
+	if (!r->json && r->sampling.params.flags & ONEBIT_PARAM_LOGPROBS)
+		return verb_usage("run", "--logprobs shows in JSON only; add --json");
 	if (optind == argc)
 		return verb_usage("run", "no prompt; give one, or - to read it from standard input");
 	if (argc - optind > 1)
@@ -276,11 +269,39 @@ static uint64_t answer_tokens(const struct onebit_event *ev)
 	return n;
 }
 
-static void json_tokens(const struct onebit_event *ev)
+static void json_record(const struct onebit_record *rec)
 {
+	const struct onebit_top *top = (const struct onebit_top *)(rec + 1);
+
+	printf("{\"id\":%u,\"text\":", rec->token);
+	verb_json_string(stdout, (const char *)(top + rec->n_top), rec->text_len);
+	if (rec->flags & ONEBIT_REC_LOGPROB)
+		printf(",\"logprob\":%.9g", (double)ask_float(rec->logprob));
+	fputs(",\"top\":[", stdout);
+	for (unsigned i = 0; i < rec->n_top; i++) {
+		printf("%s{\"id\":%u,\"text\":", i ? "," : "", top[i].token);
+		verb_json_string(stdout, (const char *)rec + top[i].text_off, top[i].text_len);
+		printf(",\"logprob\":%.9g}", (double)ask_float(top[i].logprob));
+	}
+	fputs("]}", stdout);
+}
+
+static void json_tokens(const struct run *r, const struct onebit_event *ev)
+{
+	const struct onebit_record *rec = ev->records;
+
 	printf("{\"type\":\"tokens\",\"choice\":%u,\"first\":%u,\"n\":%u,\"text\":", ev->choice,
 	       ev->first, ev->n);
 	verb_json_string(stdout, ev->text, ev->text_len);
+	if (r->sampling.params.flags & ONEBIT_PARAM_LOGPROBS) {
+		fputs(",\"tokens\":[", stdout);
+		for (uint32_t i = 0; i < ev->n; i++, rec = onebit_record_next(rec)) {
+			if (i)
+				putchar(',');
+			json_record(rec);
+		}
+		putchar(']');
+	}
 	puts("}");
 }
 
@@ -310,39 +331,46 @@ static void json_end(const struct onebit_event *ev, uint64_t seed)
 	puts("}");
 }
 
-static void print_stats(const struct onebit_event *ev, uint64_t seed)
+/* Pointers in the event do not outlive the next question, and there is one more to ask. */
+static void keep_stats(struct run *r, const struct onebit_event *ev, uint64_t seed)
 {
-	uint64_t n = answer_tokens(ev), span;
-
 	if (!ev->out)
 		return;
-	span = ev->out->total_ns - ev->out->first_ns;
+	r->out = *ev->out;
+	r->n_tokens = answer_tokens(ev);
+	r->seed = seed;
+	r->told = true;
+}
+
+static void print_stats(const struct run *r, struct onebit *o, bool whole)
+{
+	struct ask a = { .verb = "run", .daemon = &r->daemon, .o = o };
+	const struct onebit_out *out = &r->out;
+	uint64_t span = out->total_ns - out->first_ns;
+	struct onebit_model m;
+	bool named;
+
+	/* Unless another model has taken its place meanwhile. */
+	named = whole && !ask_model(&a, &m) && !memcmp(m.model_id, out->model_id, sizeof(m.model_id));
 	fprintf(stderr, "%u prompt tokens (%u cached), %llu answer tokens; waited %.1f ms, first token "
-		"%.1f ms, all %.1f ms", ev->out->prompt_tokens, ev->out->cached_tokens,
-		(unsigned long long)n, (double)ev->out->queue_ns / 1e6,
-		(double)ev->out->first_ns / 1e6, (double)ev->out->total_ns / 1e6);
-	if (n > 1 && span)
-		fprintf(stderr, ", %.1f tokens/s", (double)(n - 1) * 1e9 / (double)span);
-	fprintf(stderr, "; seed %llu", (unsigned long long)seed);
-	if (ev->out->replays)
-		fprintf(stderr, "; %u executors lost on the way", ev->out->replays);
+		"%.1f ms, all %.1f ms", out->prompt_tokens, out->cached_tokens,
+		(unsigned long long)r->n_tokens, (double)out->queue_ns / 1e6,
+		(double)out->first_ns / 1e6, (double)out->total_ns / 1e6);
+	if (r->n_tokens > 1 && span)
+		fprintf(stderr, ", %.1f tokens/s", (double)(r->n_tokens - 1) * 1e9 / (double)span);
+	fprintf(stderr, "; seed %llu", (unsigned long long)r->seed);
+	if (out->replays)
+		fprintf(stderr, "; %u executors lost on the way", out->replays);
+	if (named)
+		fprintf(stderr, "; %s by %.*s", m.name, (int)sizeof(m.backend), m.backend);
 	fputc('\n', stderr);
 }
 
 /* ---- the request --------------------------------------------------------------------------- */
 
-static int ended(const struct run *r, const struct onebit_event *ev, uint64_t seed,
+static int ended(struct run *r, const struct onebit_event *ev, uint64_t seed,
 		 struct stream *streams, uint32_t n_choices, bool cancelled)
 {
-	/* The daemon names a field by its place; here it has the name of an option. */
-	static const struct {
-		size_t off;
-		const char *option;
-	} fields[] = {
-		{ offsetof(struct onebit_params, max_tokens), "--max-tokens" },
-		{ offsetof(struct onebit_params, n_choices), "--choices" },
-		{ offsetof(struct onebit_params, temperature_micro), "--temperature" },
-	};
 	bool terminal = isatty(STDOUT_FILENO);
 
 	if (r->json) {
@@ -360,26 +388,21 @@ static int ended(const struct run *r, const struct onebit_event *ev, uint64_t se
 		}
 	}
 	fflush(stdout);
-	if (r->stats)
-		print_stats(ev, seed);
+	keep_stats(r, ev, seed);
 	if (ev->res >= 0)
 		return STATUS_OK;
 	if (cancelled && ev->res == -ECANCELED)
 		return verb_interrupted() ? STATUS_INTERRUPTED : STATUS_OK;
 	verb_fail("run", STATUS_FAILED, "%s [%s, %s]", ev->error.text,
 		  onebit_code_name(ev->error.code), onebit_layer_name(ev->error.layer));
-	if (ev->error.code == ONEBIT_E_BAD_PARAM)
-		for (size_t i = 0; i < sizeof(fields) / sizeof(fields[0]); i++)
-			if (ev->error.detail == fields[i].off)
-				fprintf(stderr, "onebit run: that is %s, beyond the daemon's limit; "
-					"give less\n", fields[i].option);
+	sampling_explain("run", &ev->error);
 	if (ev->error.retryable && ev->error.retry_after_ms)
 		fprintf(stderr, "onebit run: retrying may help after %u ms\n",
 			ev->error.retry_after_ms);
 	return ev->res == -ECONNRESET ? STATUS_NO_DAEMON : STATUS_FAILED;
 }
 
-static int answer(const struct run *r, struct onebit *o, uint64_t id, struct stream *streams,
+static int answer(struct run *r, struct onebit *o, uint64_t id, struct stream *streams,
 		  uint32_t n_choices)
 {
 	uint64_t seed = onebit_seed(o, id);
@@ -406,7 +429,7 @@ static int answer(const struct run *r, struct onebit *o, uint64_t id, struct str
 		if (ev.type != ONEBIT_EV_TOKENS || gone || ev.choice >= n_choices)
 			continue;
 		if (r->json)
-			json_tokens(&ev);
+			json_tokens(r, &ev);
 		else if (n_choices == 1)
 			stream_text(&streams[0], ev.text, ev.text_len, terminal);
 		else if (!stream_keep(&streams[ev.choice], ev.text, ev.text_len))
@@ -423,32 +446,40 @@ static int answer(const struct run *r, struct onebit *o, uint64_t id, struct str
 static int ask(struct run *r)
 {
 	struct onebit_options options = { .size = sizeof(options), .socket = r->daemon.socket };
-	struct onebit_part part = {
-		.role = ONEBIT_ROLE_USER,
-		.kind = ONEBIT_SEG_TEXT,
-		.data = r->prompt,
-		.len = r->prompt_len,
+	struct onebit_part parts[] = {
+		{
+			.role = ONEBIT_ROLE_SYSTEM,
+			.kind = ONEBIT_SEG_TEXT,
+			.data = r->system,
+			.len = r->system ? strlen(r->system) : 0,
+		},
+		{
+			.role = r->raw ? ONEBIT_ROLE_RAW : ONEBIT_ROLE_USER,
+			.kind = ONEBIT_SEG_TEXT,
+			.data = r->prompt,
+			.len = r->prompt_len,
+		},
 	};
 	struct onebit_request rq = {
 		.op = ONEBIT_OP_GENERATE,
-		.priority = ONEBIT_PRIO_INTERACTIVE,
-		.params = r->params,
-		.random_seed = !r->seeded,
-		.parts = &part,
-		.n_parts = 1,
+		.parts = r->system ? parts : parts + 1,
+		.n_parts = r->system ? 2 : 1,
 	};
 	struct stream streams[ONEBIT_CHOICES_MAX] = { 0 };
-	uint32_t n_choices = r->params.n_choices ? r->params.n_choices : 1;
+	const struct onebit_params *p = &r->sampling.params;
+	uint32_t n_choices = p->n_choices ? p->n_choices : 1;
 	struct onebit_error err = { 0 };
 	struct onebit *o = NULL;
 	uint64_t id, need, out;
 	int ret, status;
 
+	sampling_fill(&r->sampling, &rq);
 	/* Prompt and tables must fit into the arena, the records of every choice into the out area. */
-	need = (r->prompt_len + 65536 + 4095) & ~4095ull;
+	need = (parts[0].len + r->prompt_len + 65536 + 4095) & ~4095ull;
 	if (need > ONEBIT_AREA_DEFAULT)
 		options.arena_bytes = (uint32_t)need;
-	out = (uint64_t)r->params.max_tokens * TOKEN_BYTES;
+	out = (p->max_tokens ? p->max_tokens : TOKENS_DEFAULT) *
+	      (TOKEN_BYTES + (uint64_t)p->top_logprobs * TOP_BYTES);
 	out = (n_choices * (out > ONEBIT_AREA_DEFAULT ? out : ONEBIT_AREA_DEFAULT) + 4095) & ~4095ull;
 	options.out_bytes = out < ONEBIT_AREA_MAX ? (uint32_t)out : ONEBIT_AREA_MAX;
 	ret = onebit_open(&o, &options, &err);
@@ -462,6 +493,8 @@ static int ask(struct run *r)
 				   why && why->text[0] ? why->text : strerror(-ret));
 	} else {
 		status = answer(r, o, id, streams, n_choices);
+		if (r->stats && r->told)
+			print_stats(r, o, status == STATUS_OK);
 	}
 	for (uint32_t c = 0; c < n_choices; c++)
 		free(streams[c].text);
@@ -471,7 +504,7 @@ static int ask(struct run *r)
 
 int cmd_run(int argc, char **argv)
 {
-	struct run r = { 0 };
+	struct run r = { .sampling.priority = ONEBIT_PRIO_INTERACTIVE };
 	int status = parse(&r, argc, argv);
 
 	if (!status) {
