@@ -239,8 +239,10 @@ static uint32_t draft(const struct composing *c, struct strand *s)
 {
 	const struct request *r = s->request;
 	uint32_t left = r->max_tokens - (s->n - r->n_prompt) - 1;
-	uint32_t most = c->outs / c->turns;
+	uint32_t most;
 
+	assert(c->turns); /* this strand's own, at least */
+	most = c->outs / c->turns;
 	if (c->e->options.no_speculation || c->decoding > DRAFT_STRANDS || s->at + 1 != s->n ||
 	    most < 2)
 		return 0;

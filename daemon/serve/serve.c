@@ -365,7 +365,8 @@ static void start(struct serve *s, struct run *r, const struct journal_entry *j)
 
 		session_begin(with, append);
 		session_add(with, s->facts->positions, q.prompt + said, q.n_prompt - said);
-		session_add(with, s->facts->positions, q.done[0].tokens, q.done[0].n);
+		if (q.done)
+			session_add(with, s->facts->positions, q.done[0].tokens, q.done[0].n);
 	}
 }
 

@@ -132,7 +132,7 @@ static bool run(struct probe *p, unsigned threads, char *memory)
 /* Seconds, the median of the rounds. */
 static double median_s(const struct probe *p)
 {
-	double took[MAX_ROUNDS];
+	double took[MAX_ROUNDS] = { 0 };
 
 	for (unsigned i = 0; i < p->rounds; i++)
 		took[i] = p->at[i + 1] - p->at[i];
