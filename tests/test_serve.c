@@ -246,6 +246,7 @@ static void stop_outside(void)
 	stop("x");
 	((struct onebit_span *)(void *)(block.bytes + STOPS_AT))->off = block.len;
 }
+static void choices(void) { text(RAW, "a"); block.p.n_choices = 2; }
 static void no_segments(void) { text(RAW, "a"); block.p.n_segments = 0; }
 
 static const struct {
@@ -275,6 +276,8 @@ static const struct {
 	{ table_outside, ONEBIT_OP_TOKENIZE, ONEBIT_E_BAD_PARAM,
 	  offsetof(struct onebit_params, segments_off) },
 	{ stop_outside, ONEBIT_OP_GENERATE, ONEBIT_E_BAD_PARAM, STOPS_AT },
+	{ choices, ONEBIT_OP_SCORE, ONEBIT_E_BAD_PARAM, offsetof(struct onebit_params, n_choices) },
+	{ choices, ONEBIT_OP_EMBED, ONEBIT_E_BAD_PARAM, offsetof(struct onebit_params, n_choices) },
 	{ no_segments, ONEBIT_OP_GENERATE, ONEBIT_E_BAD_PARAM,
 	  offsetof(struct onebit_params, n_segments) },
 };

@@ -420,7 +420,9 @@ enum onebit_code requests_read(struct requests *q, const struct journal_entry *j
 		code = refuse(detail, ONEBIT_E_BAD_PARAM, AT(flags));
 	if (code == ONEBIT_E_OK && s && j->op != ONEBIT_OP_GENERATE)
 		code = refuse(detail, ONEBIT_E_BAD_PARAM, AT(session));
-	if (code == ONEBIT_E_OK && (!p->n_choices || p->n_choices > ONEBIT_CHOICES_MAX))
+	if (code == ONEBIT_E_OK &&
+	    (!p->n_choices ||
+	     p->n_choices > (j->op == ONEBIT_OP_GENERATE ? ONEBIT_CHOICES_MAX : 1u)))
 		code = refuse(detail, ONEBIT_E_BAD_PARAM, AT(n_choices));
 	if (code == ONEBIT_E_OK && j->op == ONEBIT_OP_GENERATE)
 		code = read_generate(q, j, &b, out, detail);

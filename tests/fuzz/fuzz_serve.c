@@ -70,7 +70,7 @@ static void run(struct rig *r, struct input *in, uint8_t how)
 	memcpy(block + 168, &s, sizeof(s));
 	for (uint8_t i = 0; i < changes % 8; i++) {
 		at = byte(in);
-		if (at >= 72 && at < 152) /* behind what the entry's size follows from */
+		if (at >= 74 && at < 152) /* behind what the entry's size follows from */
 			((uint8_t *)&p)[at] = byte(in);
 		else
 			block[at] = byte(in);
@@ -80,6 +80,8 @@ static void run(struct rig *r, struct input *in, uint8_t how)
 	if (changes & 128)
 		p.session = byte(in);
 	j = rig_entry(r, op, &p, block, (uint32_t)sizeof(block) - (changes & 8 ? byte(in) * 2u : 0));
+	if (!j)
+		return;
 	if (changes & 16 && j->tokens_cap) {
 		uint8_t *tokens = (uint8_t *)j + j->tokens_off;
 
