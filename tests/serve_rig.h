@@ -466,10 +466,7 @@ static void rig_command(struct rig *r, struct exec_cmd cmd)
 	r->broker.cmd_tail = r->cmd_tail;
 }
 
-/*
- * An entry for this block, parameters with the defaults that the broker fills in. done may be added. NULL:
- * more than any journal of this rig's holds.
- */
+/* An entry for this block, parameters with the defaults that the broker fills in. done may be added. */
 static struct journal_entry *rig_entry(struct rig *r, uint32_t op, const struct onebit_params *p,
 				       const void *block, uint32_t len)
 {
@@ -481,8 +478,7 @@ static struct journal_entry *rig_entry(struct rig *r, uint32_t op, const struct 
 	bytes = (bytes + 63) & ~63ull;
 	if (bytes > sizeof(r->journal) - r->journal_at)
 		r->journal_at = 0; /* what stood there has ended */
-	if (bytes > sizeof(r->journal))
-		return NULL;
+	assert(bytes <= sizeof(r->journal));
 	j = (void *)(r->journal + r->journal_at);
 	memset(j, 0, bytes);
 	j->magic = JOURNAL_MAGIC;

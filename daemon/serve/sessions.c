@@ -138,9 +138,3 @@ uint32_t sessions_list(const struct sessions *t, uint64_t now_ns, struct onebit_
 	}
 	return n;
 }
-
-struct session *sessions_at(struct sessions *t, uint32_t index)
-{
-	assert(index < EXEC_SESSIONS_MAX);
-	return &t->s[index];
-}

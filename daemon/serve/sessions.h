@@ -53,7 +53,5 @@ void session_end(struct session *s, bool well, uint64_t now_ns);
 
 /* For those who ask: all that there are, into out[EXEC_SESSIONS_MAX]. Returns how many. */
 uint32_t sessions_list(const struct sessions *t, uint64_t now_ns, struct onebit_session *out);
-/* For who keeps something for each: the table, EXEC_SESSIONS_MAX of them. */
-struct session *sessions_at(struct sessions *t, uint32_t index);
 
 #endif

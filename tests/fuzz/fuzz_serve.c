@@ -80,8 +80,6 @@ static void run(struct rig *r, struct input *in, uint8_t how)
 	if (changes & 128)
 		p.session = byte(in);
 	j = rig_entry(r, op, &p, block, (uint32_t)sizeof(block) - (changes & 8 ? byte(in) * 2u : 0));
-	if (!j)
-		return;
 	if (changes & 16 && j->tokens_cap) {
 		uint8_t *tokens = (uint8_t *)j + j->tokens_off;
 
